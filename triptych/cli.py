@@ -4,16 +4,17 @@ Exit codes: 0 all well, 1 failed with nothing half-done, 2 wrong usage, 3 done w
 """
 
 import importlib
-import sys
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from triptych import __version__
-from triptych.console import err
+from triptych.console import fail
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context
 
 # verb -> the line `triptych --help` shows for it, so that help costs no import of the verbs.
 VERBS: Final = {
@@ -33,6 +34,7 @@ VERBS: Final = {
     "spaces": "List the embedding spaces.",
     "demo": "Run everything end to end on a generated catalogue and show the result.",
 }
+ROOMS: Final = frozenset({"encoders", "feature_store", "ingest", "ranker", "serving", "triptych"})
 # What the optional packages of a missing import are installed with.
 EXTRA_OF: Final = {
     "torch": "encode",
@@ -56,30 +58,24 @@ EXTRA_OF: Final = {
 
 
 class LazyGroup(TyperGroup):
-    """A command group that imports a verb's module when the verb is run or asked for help."""
+    """A command group that imports a verb's module only when that verb is called; listing them costs no import."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: "Context") -> list[str]:  # noqa: ARG002 - the framework's signature
         """The verbs in the order in which data meets them."""
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import and return one verb; when the whole list is shown, a stand-in that carries only its help line."""
-        if cmd_name not in VERBS:
-            return None
-        if _only_listing(ctx):
-            return click.Command(cmd_name, help=VERBS[cmd_name])
-        return _load(cmd_name)
+    def get_command(self, ctx: "Context", cmd_name: str) -> TyperCommand | None:  # noqa: ARG002 - the framework's signature
+        """A stand-in that carries the verb's help line, for the list of verbs."""
+        return TyperCommand(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: "Context", args: list[str]) -> "tuple[str | None, Command | None, list[str]]":
+        """Import the verb that is called."""
+        if args and args[0] in VERBS:
+            return args[0], _load(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
 
 
-def _only_listing(ctx: click.Context) -> bool:
-    return not ctx.protected_args and not ctx.args and ctx.resilient_parsing is False and ctx.invoked_subcommand is None and _asks_group_help()
-
-
-def _asks_group_help() -> bool:
-    return len(sys.argv) < 2 or sys.argv[1] in {"--help", "-h"}
-
-
-def _load(name: str) -> click.Command:
+def _load(name: str) -> "Command":
     try:
         module = importlib.import_module(f"triptych.verbs.{name}")
     except ModuleNotFoundError as error:
@@ -89,13 +85,14 @@ def _load(name: str) -> click.Command:
     return command
 
 
-def explain_missing(error: ModuleNotFoundError) -> None:
-    """Say which extra holds a missing package, and exit with 1."""
+def explain_missing(error: ModuleNotFoundError) -> NoReturn:
+    """Say which extra holds a missing package and exit with 1; a missing module of our own is a bug and is raised."""
     package = (error.name or "").split(".")[0]
-    extra = EXTRA_OF.get(package, "all")
-    err.print(f"[bold red]error:[/] this needs the package {package!r}, which is not installed.")
-    err.print(f"Install it with: pip install 'triptych[{extra}]'", markup=False)
-    raise SystemExit(1) from error
+    if package not in EXTRA_OF:
+        raise error
+    fail(
+        f"this needs the package {package!r}, which is not installed; run: pip install 'triptych[{EXTRA_OF[package]}]'"
+    )
 
 
 app = typer.Typer(
@@ -103,7 +100,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -115,7 +112,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Triptych: a multimodal feature store and embedding service for recommender systems.
 
     Catalogue media become vectors (`ingest`), vectors become features (`materialize`), features train a ranker (`train`),
@@ -126,8 +127,16 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 
 def main() -> None:
-    """Run the command; a missing optional package is explained rather than traced."""
+    """Run the command.
+
+    Errors of our own rooms are messages for people and are printed as such; any other exception is a bug and keeps its
+    traceback.
+    """
     try:
         app()
     except ModuleNotFoundError as error:
         explain_missing(error)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ROOMS:
+            raise
+        fail(error)
