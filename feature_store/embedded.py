@@ -1,0 +1,154 @@
+"""The embedded Milvus: one `milvus-lite server` process per home, on 127.0.0.1, started, found and stopped by its process id.
+
+A server of its own, rather than a library in the caller, lets `feast materialize` write while the ranking service reads.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from feature_store.errors import StoreUnavailable
+from feature_store.home import Home
+
+HOST: Final = "127.0.0.1"
+POLL_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """A running server: its address, process id and start (seconds since 1970)."""
+
+    uri: str
+    pid: int
+    started: float
+
+
+def status(home: Home) -> EmbeddedServer | None:
+    """The home's server if its process lives and is ours; None otherwise, a stale `milvus.json` included."""
+    try:
+        data = json.loads(home.milvus_json.read_text())
+        server = EmbeddedServer(str(data["uri"]), int(data["pid"]), float(data["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return server if _is_ours(server.pid, home) else None
+
+
+def start(home: Home, *, port: int | None = None, timeout_seconds: float = 60.0) -> EmbeddedServer:
+    """Start the home's server, or return the one that runs. Raises `StoreUnavailable` with the log's end if it does not come up."""
+    home.create()
+    with _locked(home):
+        running = status(home)
+        if running is not None:
+            wait_until_healthy(running.uri, timeout_seconds)
+            return running
+        return _launch(home, port or free_port(), timeout_seconds)
+
+
+def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
+    log = home.logs / "milvus.log"
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(home.milvus_data)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--host", HOST, "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    server = EmbeddedServer(f"http://{HOST}:{port}", process.pid, time.time())
+    try:
+        wait_until_healthy(server.uri, timeout_seconds, process)
+    except StoreUnavailable as error:
+        process.kill()
+        process.wait()
+        raise StoreUnavailable(f"{error}; the end of {log}:\n{_tail(log)}") from error
+    _write(home.milvus_json, server)
+    process.returncode = 0  # It outlives us on purpose; without this, Popen warns when it is collected.
+    return server
+
+
+def stop(home: Home, timeout_seconds: float = 20.0) -> bool:
+    """Stop the home's server and forget its address; False where none was running."""
+    home.create()
+    with _locked(home):
+        server = status(home)
+        if server is not None:
+            _end(server.pid, home, timeout_seconds)
+        home.milvus_json.unlink(missing_ok=True)
+        return server is not None
+
+
+def _end(pid: int, home: Home, timeout_seconds: float) -> None:
+    for number, patience in ((signal.SIGTERM, timeout_seconds), (signal.SIGKILL, 5.0)):
+        os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            _reap(pid)
+            if not _is_ours(pid, home):
+                return
+            time.sleep(POLL_SECONDS)
+    raise StoreUnavailable(f"process {pid} of the embedded Milvus does not end; see {home.logs / 'milvus.log'}")
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it is our child, so that it does not stay a zombie."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _is_ours(pid: int, home: Home) -> bool:
+    """Whether `pid` lives and is a server on this home's data: a process id may have been given to somebody else since."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, IndexError):
+        return False
+    return state != "Z" and b"milvus_lite" in arguments and str(home.milvus_data).encode() in arguments
+
+
+def wait_until_healthy(uri: str, timeout_seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until the server at `uri` answers. Raises `StoreUnavailable` when the time is over or `process` has ended."""
+    from feature_store.milvus_core import MilvusCore
+
+    deadline = time.monotonic() + timeout_seconds
+    with MilvusCore(uri, timeout_seconds=2.0) as core:
+        while not core.healthy():
+            if process is not None and process.poll() is not None:
+                raise StoreUnavailable(f"the embedded Milvus ended with code {process.returncode}")
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(f"Milvus at {uri} did not answer within {timeout_seconds:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[None]:
+    with (home.root / ".milvus.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, server: EmbeddedServer) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(server)) + "\n")
+    temporary.rename(path)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,81 @@
+"""Parts: the immutable Parquet files that offline tables are made of.
+
+A part is written under a temporary name that no reader's pattern matches, synced, then renamed: a reader sees all of it or nothing.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from feature_store.errors import TableError
+from feature_store.schemas import now_us
+
+ZERO_ROWS: Final = "part-0.parquet"  # sorts before every other part
+MAX_ROWS_PER_GROUP: Final = 65_536
+
+
+def write_part(folder: Path, table: pa.Table, name: str | None = None) -> Path:
+    """Write `table` as one new part of `folder`; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (name or f"part-{now_us():020d}-{uuid.uuid4().hex[:8]}.parquet")
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=MAX_ROWS_PER_GROUP)
+        _sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(folder)
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def ensure_zero_rows(folder: Path, schema: pa.Schema) -> None:
+    """Put a part without rows into `folder`, so that readers of an empty table find its columns."""
+    if not (folder / ZERO_ROWS).exists():
+        write_part(folder, schema.empty_table(), ZERO_ROWS)
+
+
+def list_parts(folder: Path) -> list[Path]:
+    """All parts under `folder` and its partitions, oldest first within each."""
+    return sorted(folder.glob("**/*.parquet"))
+
+
+def read_parts(parts: Sequence[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Each part as a table with the columns asked for, in order. Raises `TableError` naming a part that cannot be read."""
+    names = list(columns) if columns is not None else schema.names
+    wanted = pa.schema([schema.field(name) for name in names])
+    for part in parts:
+        try:
+            yield pq.ParquetFile(part).read(columns=names).select(names).cast(wanted)
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise TableError(f"part {part} cannot be read: {error}; remove it and ingest its rows again") from error
+
+
+def newest_rows(ids: pa.Array, event_us: NDArray[np.int64], created_us: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row numbers of the newest version of each id, sorted by id.
+
+    The newest has the latest `event_us`, then the latest `created_us`, then the last position. All inputs are [n].
+    """
+    if len(ids) == 0:
+        return np.empty(0, np.int64)
+    codes = ids.dictionary_encode()
+    rank = np.argsort(np.argsort(codes.dictionary.to_numpy(zero_copy_only=False).astype(object)))
+    code = rank[codes.indices.to_numpy()]
+    order = np.lexsort((created_us, event_us, code))
+    last = np.flatnonzero(np.append(np.diff(code[order]) != 0, True))
+    return np.asarray(order[last], np.int64)
