@@ -1,0 +1,108 @@
+"""Catalogue manifests: which columns mean what, and one checked `CatalogueItem` per good row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ingest.errors import ManifestError, RowError
+from ingest.quarantine import Quarantine, Refusal
+from ingest.records import RecordFile, id_of, number_of, text_of, timestamp_of
+
+COLUMNS: Final = ("item_id", "title", "description", "category", "price", "image", "audio", "available_at")
+CONTENT_COLUMNS: Final = ("title", "description", "image", "audio")
+
+
+@dataclass(frozen=True)
+class CatalogueItem:
+    """One checked row of a manifest; media are absolute paths that were not opened yet.
+
+    `available_us` is when the content became true, in microseconds since the epoch; None where the manifest does not say.
+    """
+
+    row: int
+    item_id: str
+    title: str
+    description: str
+    category: str
+    price: float | None
+    image: Path | None
+    audio: Path | None
+    available_us: int | None
+
+    @property
+    def text(self) -> str:
+        """What the text encoder reads: the title and the description, the title once where one begins with the other."""
+        if self.description.startswith(self.title):
+            return self.description
+        return f"{self.title}. {self.description}" if self.description else self.title
+
+
+def open_manifest(path: Path, mapping: dict[str, str] | None = None) -> RecordFile:
+    """Open a manifest and check its columns, else `ManifestError`."""
+    records = RecordFile(path, mapping or {})
+    records.require("item_id")
+    if not set(CONTENT_COLUMNS) & set(records.columns()):
+        raise ManifestError(
+            f"{path}: none of the columns {', '.join(CONTENT_COLUMNS)} is there, so there is nothing to encode"
+        )
+    return records
+
+
+def read_items(records: RecordFile, quarantine: Quarantine) -> Iterator[CatalogueItem | None]:
+    """Yield one item per row, None for a row that was quarantined, so that progress can be counted."""
+    seen: dict[str, int] = {}
+    for number, row in records:
+        try:
+            if isinstance(row, RowError):
+                raise row
+            item = _item(number, row, records.path.parent, quarantine)
+            if item.item_id in seen:
+                raise RowError(
+                    "duplicate_item_id",
+                    f"item_id {item.item_id!r} is in row {seen[item.item_id]} already; that row was kept",
+                )
+        except RowError as error:
+            record_id = "" if isinstance(row, RowError) else text_of(row, "item_id")[:128]
+            quarantine.add(Refusal(number, record_id, "row", record_id, error.code, str(error)))
+            yield None
+            continue
+        seen[item.item_id] = number
+        yield item
+
+
+def _item(number: int, row: dict[str, Any], folder: Path, quarantine: Quarantine) -> CatalogueItem:
+    item_id = id_of(row, "item_id")
+    try:
+        price = number_of(row, "price")
+    except RowError as error:
+        quarantine.add(
+            Refusal(
+                number,
+                item_id,
+                "price",
+                text_of(row, "price")[:80],
+                error.code,
+                f"{error}; the item was kept without it",
+            )
+        )
+        price = None
+    item = CatalogueItem(
+        number,
+        item_id,
+        text_of(row, "title"),
+        text_of(row, "description"),
+        text_of(row, "category"),
+        price,
+        _path(row, "image", folder),
+        _path(row, "audio", folder),
+        timestamp_of(row, "available_at"),
+    )
+    if not (item.text or item.image or item.audio):
+        raise RowError("nothing_to_encode", f"item {item_id!r} has no title, description, image or audio")
+    return item
+
+
+def _path(row: dict[str, Any], column: str, folder: Path) -> Path | None:
+    value = text_of(row, column)
+    return folder / value if value else None

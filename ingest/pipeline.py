@@ -1,0 +1,136 @@
+"""Ingestion: catalogue rows -> decoded media -> vectors -> offline tables, chunk by chunk.
+
+A chunk's vectors are written before its item rows, and an item whose media are unchanged is not encoded again: a run that
+was killed is continued by running it again. A part that cannot be read is quarantined; the item keeps its other parts, and
+what is stored of it already stays.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from encoders.media import MediaLimits
+from encoders.profiles import Encoders
+from encoders.space import MODALITIES, EmbeddingSpace
+from feature_store.home import Home
+from feature_store.spaces import register_spaces
+from feature_store.tables import Tables
+from ingest.catalogue import open_manifest, read_items
+from ingest.chunks import ChunkWriter
+from ingest.quarantine import Quarantine, Refusal
+from ingest.records import MICROSECONDS
+
+# Items whose vectors are written together: few parts on disk, little lost by a kill.
+CHUNK_ITEMS: Final = 1024
+
+T = TypeVar("T")
+
+
+@dataclass
+class IngestReport:
+    """Counts of one run. `modalities` maps modality -> counts of `encoded`, `unchanged`, `missing`, `quarantined`."""
+
+    manifest: Path
+    rows: int = 0
+    items_written: int = 0
+    items_unchanged: int = 0
+    modalities: dict[str, Counter[str]] = field(default_factory=lambda: {m: Counter() for m in MODALITIES})
+    refused: Counter[str] = field(default_factory=Counter)
+    refusals: list[Refusal] = field(default_factory=list)
+    quarantine_file: Path | None = None
+    spaces: list[EmbeddingSpace] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def quarantined(self) -> int:
+        """Refused rows and parts together."""
+        return self.refused.total()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "manifest": str(self.manifest),
+            "rows": self.rows,
+            "items_written": self.items_written,
+            "items_unchanged": self.items_unchanged,
+            "modalities": {m: dict(counts) for m, counts in self.modalities.items()},
+            "quarantined": self.quarantined,
+            "quarantined_by_part": dict(self.refused),
+            "quarantine_file": str(self.quarantine_file) if self.quarantine_file else None,
+            "spaces": {space.modality: space.space_id for space in self.spaces},
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def ingest_manifest(
+    home: Home,
+    manifest: Path,
+    encoders: Encoders,
+    *,
+    mapping: dict[str, str] | None = None,
+    default_available_us: int | None = None,
+    limits: MediaLimits | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> IngestReport:
+    """Ingest a catalogue manifest into the offline tables of `home`.
+
+    Args:
+        home: the root that holds the tables.
+        manifest: CSV, JSON Lines or Parquet; media paths are relative to it.
+        encoders: one per modality; a modality without an encoder is skipped.
+        mapping: the file's column name -> ours.
+        default_available_us: `available_at` of rows that give none, in microseconds since the epoch; an item that is stored
+            already keeps its own while its content is the same. Default: just before the first interaction that is stored,
+            else now.
+        limits: what media may be at most.
+        progress: called with the number of parts done; a row has one part per encoder, missing or not.
+
+    Raises:
+        ManifestError: the file as a whole cannot be read; nothing was stored.
+    """
+    started = time.monotonic()
+    records = open_manifest(manifest, mapping)
+    described = frozenset(records.columns())
+    home.create()
+    register_spaces(home, encoders.spaces)
+    tables = Tables(home)
+    report = IngestReport(manifest, spaces=list(encoders.spaces))
+    with Quarantine(home.quarantine, manifest) as quarantine:
+        default_us = first_instant(tables) if default_available_us is None else default_available_us
+        writer = ChunkWriter(tables, encoders, quarantine, limits or MediaLimits(), default_us, described, progress)
+        for chunk in in_chunks(read_items(records, quarantine), CHUNK_ITEMS):
+            writer.write([item for item in chunk if item is not None])
+            report.rows += len(chunk)
+            if progress:
+                progress(sum(item is None for item in chunk) * len(encoders.spaces))
+        report.items_written, report.items_unchanged, report.modalities = (
+            writer.written,
+            writer.unchanged,
+            writer.counts,
+        )
+        report.refused, report.refusals = quarantine.by_part, quarantine.refusals
+        report.quarantine_file = quarantine.path if len(quarantine) else None
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def first_instant(tables: Tables) -> int:
+    """When items that do not say it became available: a second before the first stored interaction, else now, in us."""
+    events = tables.read_interactions()
+    if events.num_rows == 0:
+        return time.time_ns() // 1000
+    return int(pc.min(events["event_timestamp"].cast(pa.int64())).as_py()) - MICROSECONDS
+
+
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` consecutive items, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
