@@ -40,10 +40,9 @@ class EventsReport:
 def load_interactions(
     home: Home, path: Path, *, mapping: dict[str, str] | None = None, progress: Callable[[int], None] | None = None
 ) -> EventsReport:
-    """Append a file of interactions (`user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`,
-    `impression_id`) to the offline tables.
+    """Append a file of interactions to the offline tables.
 
-    Bad rows are quarantined. Raises `ManifestError` where the file as a whole cannot be read; nothing was stored then.
+    Columns: `user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`, `impression_id`. Bad rows are quarantined. Raises `ManifestError` where the file as a whole cannot be read; nothing was stored then.
     """
     records = RecordFile(path, mapping or {})
     records.require("user_id")
