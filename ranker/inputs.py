@@ -1,0 +1,132 @@
+"""What the model reads of items: plain arrays from outside (`ItemBatch`), vocabularies, and the tensors made of them.
+
+Training, evaluation and serving all go through `encode_items`, so that an item looks the same to the model everywhere.
+"""
+
+# Shapes are part of names (x_BLD), as the legend says.
+# ruff: noqa: N803, N815
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+UNKNOWN = 0  # index of everything that a vocabulary does not know
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """n items as the feature store gives them.
+
+    Attributes:
+        item_ids: their names.
+        vectors: space_id -> float32 [n, d], unit norm; rows of absent modalities may hold anything finite.
+        present: space_id -> bool [n]; a space that is missing here is absent for all.
+        category: name or None.
+        price: float [n], NaN where unknown.
+    """
+
+    item_ids: list[str]
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    present: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    category: Sequence[str | None] | None = None
+    price: NDArray[np.floating[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names that a checkpoint knows; the index of the first is 1, and 0 is everything else."""
+
+    items: tuple[str, ...]
+    categories: tuple[str, ...]
+    event_types: tuple[str, ...]
+
+    @cached_property
+    def item_index(self) -> dict[str, int]:
+        """item_id -> index."""
+        return {name: i for i, name in enumerate(self.items, start=1)}
+
+    @cached_property
+    def category_index(self) -> dict[str, int]:
+        """Category -> index."""
+        return {name: i for i, name in enumerate(self.categories, start=1)}
+
+    @cached_property
+    def event_index(self) -> dict[str, int]:
+        """Event type -> index."""
+        return {name: i for i, name in enumerate(self.event_types, start=1)}
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """JSON-serialisable form."""
+        return {"items": list(self.items), "categories": list(self.categories), "event_types": list(self.event_types)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Sequence[str]]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(tuple(data["items"]), tuple(data["categories"]), tuple(data["event_types"]))
+
+
+@dataclass(frozen=True)
+class ItemInputs:
+    """Tensors of N items, M modalities, K directions: `spaces_NMK` (0 where absent), `present_NM`, `index_N`, `category_N`, `price_N` (NaN: none)."""
+
+    spaces_NMK: Tensor
+    present_NM: Tensor
+    index_N: Tensor
+    category_N: Tensor
+    price_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index_N)
+
+    def take(self, rows: Tensor) -> Self:
+        """The items at `rows` (long), in that order."""
+        return type(self)(*(value[rows] for value in vars(self).values()))
+
+    def keep(self, groups_NG: Tensor) -> Self:
+        """The same items with only some groups of features: bool [N, M + 2] over (modalities..., id, other)."""
+        modalities = self.present_NM.shape[1]
+        present = self.present_NM & groups_NG[:, :modalities]
+        with_id, with_other = groups_NG[:, modalities], groups_NG[:, modalities + 1]
+        return replace(
+            self,
+            spaces_NMK=self.spaces_NMK * present[..., None],
+            present_NM=present,
+            index_N=self.index_N * with_id,
+            category_N=self.category_N * with_other,
+            price_N=torch.where(with_other, self.price_N, torch.nan),
+        )
+
+
+def usable(batch: ItemBatch, space_id: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Vectors [n, dim] and presence [n] of one space; a vector that is not finite counts as absent, and absent rows are 0."""
+    vectors = batch.vectors.get(space_id)
+    if vectors is None:
+        return np.zeros((len(batch), dim), np.float32), np.zeros(len(batch), bool)
+    if vectors.shape != (len(batch), dim):
+        raise ValueError(f"vectors of space {space_id} must be [{len(batch)}, {dim}], not {list(vectors.shape)}")
+    present = np.asarray(np.isfinite(vectors).all(axis=1))
+    if (given := batch.present.get(space_id)) is not None:
+        present = present & np.asarray(given, bool)
+    return np.where(present[:, None], vectors, 0.0).astype(np.float32), present
+
+
+def encode_names(names: Sequence[str | None] | None, index: Mapping[str, int], n: int) -> Tensor:
+    """Indices [n] of `names`; 0 for None, for unknown names, and for all where `names` is None."""
+    return torch.tensor(
+        [index.get(name, UNKNOWN) if name else UNKNOWN for name in names or [None] * n], dtype=torch.long
+    )
+
+
+def encode_price(price: NDArray[np.floating[Any]] | None, n: int) -> Tensor:
+    """log(1 + price) as float32 [n]; NaN where it is unknown or negative."""
+    values = np.full(n, np.nan) if price is None else np.asarray(price, np.float64)
+    return torch.from_numpy(np.log1p(np.where(values >= 0, values, np.nan)).astype(np.float32))

@@ -1,0 +1,362 @@
+"""The fusion ranker in one file: item token, user, target attention, and the two-tower part that retrieval shares.
+
+Score = tower + attention. The tower is a plain inner product of a user side and an item side (content similarity in each
+embedding space through learned gates, token, popularity), so that approximate search over it agrees with ranking. The attention
+part lets the candidate look at single events of the history. Similarity of content is built in, because most items that must be
+ranked were never seen in training; what is known of single ids is additive, regularised and often dropped.
+
+Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, D model width.
+"""
+
+# Shapes are part of names (x_BLD), as the legend says.
+# ruff: noqa: N803, N806, N815
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+from torch import Tensor, nn
+
+from ranker.config import RankerConfig
+from ranker.inputs import ItemInputs
+
+CONTEXT_FEATURES: Final = 9  # sine and cosine of the hour, seven weekdays
+FIRST_GAP_SECONDS: Final = 60.0
+GAP_BASE: Final = 3.0  # a bucket is three times as long as the one before: 12 buckets reach from a minute to 20 years
+GATE_START: Final = 6.0
+SHRINKAGE_START: Final = 3.0  # a history of three events is believed by half
+FUSED_MARGIN: Final = 1.1
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes that come from data: raw dim by modality (in order), and how many items, categories and event types have names."""
+
+    modalities: Mapping[str, int]
+    items: int
+    categories: int
+    event_types: int
+
+
+@dataclass(frozen=True)
+class Items:
+    """N items as the score needs them: content, token, what is known of the id, and its index. There is no user in it."""
+
+    content_NMK: Tensor
+    token_ND: Tensor
+    bias_N: Tensor
+    index_N: Tensor
+
+    def take(self, rows: Tensor) -> "Items":
+        """The items at `rows` (any shape), in that order."""
+        return Items(*(value[rows] for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class History:
+    """Histories of B users, oldest first, padded at the end: what was met (`content`, `token`), how, and how long ago."""
+
+    content_BLMK: Tensor
+    token_BLD: Tensor
+    mask_BL: Tensor
+    event_BL: Tensor
+    strength_BL: Tensor
+    age_seconds_BL: Tensor
+
+
+@dataclass(frozen=True)
+class User:
+    """B users, ready to score any candidates."""
+
+    direction_BMK: Tensor
+    vector_BD: Tensor
+    hidden_BLD: Tensor
+    history: History
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores [B, C], their two-tower part [B, C], and attention over the history [B, C, L] (sums to less than 1)."""
+
+    score_BC: Tensor
+    tower_BC: Tensor
+    attention_BCL: Tensor
+
+
+class SpaceProjection(nn.Module):
+    """Raw vectors of one space -> K directions: centred, standardised and rotated to principal axes, all fitted on training items.
+
+    Vectors of an untrained or mean-pooled encoder are mostly one constant direction; without this every cosine is near 1.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    basis: Tensor
+
+    def __init__(self, dim: int, directions: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("basis", torch.zeros(dim, directions))
+
+    @torch.no_grad()
+    def fit(self, vectors_Nd: Tensor, whitening: float) -> None:
+        """Fit on vectors [N, d]; with fewer than 2 of them the space stays 0 (it says nothing)."""
+        if len(vectors_Nd) < 2:
+            return
+        raw = vectors_Nd.double()
+        variance = raw.var(0)
+        # A tenth of the mean variance: a dimension that hardly varies is noise, and must not be blown up.
+        scale = (0.9 * variance + 0.1 * variance.mean()).sqrt().clamp_min(1e-9)
+        centred = (raw - raw.mean(0)) / scale
+        values, axes = torch.linalg.eigh(centred.T @ centred / (len(raw) - 1))
+        kept = min(self.basis.shape[1], len(raw) - 1, raw.shape[1])
+        values, axes = values.flip(0)[:kept].clamp_min(0), axes.flip(1)[:, :kept]
+        weight = torch.where(values > 1e-6 * values[0], values.clamp_min(1e-12) ** (-whitening / 2), 0.0)
+        self.mean.copy_(raw.mean(0))
+        self.scale.copy_(scale)
+        self.basis.zero_()[:, :kept].copy_(axes * weight)
+
+    def forward(self, vectors_Nd: Tensor, mean_d: Tensor | None = None) -> Tensor:
+        """[N, d] -> unit vectors [N, K] (0 where nothing is left)."""
+        centre = self.mean if mean_d is None else mean_d
+        return F.normalize(((vectors_Nd - centre) / self.scale) @ self.basis, dim=-1, eps=1e-6)
+
+
+class ItemEncoder(nn.Module):
+    """Item token: a learned query attends to whichever of (modalities..., id, category, price) are there."""
+
+    def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
+        super().__init__()
+        d, slots = config.dim, len(shapes.modalities) + 4
+        self.content = nn.ModuleList(nn.Linear(config.space_dim, d) for _ in shapes.modalities)
+        self.ids = nn.Embedding(shapes.items + 1, d)
+        self.categories = nn.Embedding(shapes.categories + 1, d)
+        self.price = nn.Linear(1, d)
+        self.slots = nn.Parameter(0.1 * torch.randn(slots, d))
+        self.query = nn.Parameter(torch.randn(d) / math.sqrt(d))
+        self.value = nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d)
+        nn.init.normal_(self.ids.weight, std=0.02)
+        nn.init.normal_(self.categories.weight, std=0.1)
+
+    def forward(self, inputs: ItemInputs, price_N: Tensor) -> Tensor:
+        """Tokens [N, D]; the last slot is always there, so that an item without any feature has a token too."""
+        content = [layer(inputs.spaces_NMK[:, m]) for m, layer in enumerate(self.content)]
+        known = inputs.price_N.isfinite()
+        parts = [*content, self.ids(inputs.index_N), self.categories(inputs.category_N), self.price(price_N[:, None])]
+        slots_NSD = torch.stack([*parts, torch.zeros_like(parts[0])], dim=1) + self.slots
+        there = [*inputs.present_NM.unbind(1), inputs.index_N > 0, inputs.category_N > 0, known, torch.ones_like(known)]
+        logits_NS = (slots_NSD @ self.query).masked_fill(~torch.stack(there, dim=1), -torch.inf)
+        pooled_ND = (logits_NS.softmax(1)[..., None] * self.value(slots_NSD)).sum(1)
+        return self.norm(pooled_ND)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm Transformer block with causal attention."""
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__()
+        d = config.dim
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.mlp = nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * d, d))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]; padding at the end needs no mask, since nothing before it looks there."""
+        b, n, d = x_BLD.shape
+        qkv = (
+            self.qkv(self.norm1(x_BLD)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        )  # 3 B H L D/H
+        mixed = F.scaled_dot_product_attention(
+            qkv[0], qkv[1], qkv[2], is_causal=True, dropout_p=self.dropout if self.training else 0.0
+        )
+        x_BLD = x_BLD + self.out(mixed.transpose(1, 2).reshape(b, n, d))
+        return x_BLD + self.mlp(self.norm2(x_BLD))  # type: ignore[no-any-return]
+
+
+class FusionRanker(nn.Module):
+    """The whole model. Buffers hold what was counted or fitted rather than learned: projections, popularity, scales."""
+
+    popularity: Tensor
+    id_row: Tensor
+    price_stats: Tensor
+    rating_stats: Tensor
+    profile_mean: Tensor
+    fused_radius: Tensor
+
+    def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+        d, k = config.dim, config.space_dim
+        self.projections = nn.ModuleDict({name: SpaceProjection(dim, k) for name, dim in shapes.modalities.items()})
+        self.encoder = ItemEncoder(config, shapes)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.start = nn.Parameter(0.1 * torch.randn(d))
+        self.event = nn.Embedding(shapes.event_types + 1, d)
+        self.gap = nn.Embedding(config.gap_buckets, d)
+        self.final = nn.LayerNorm(d)
+        self.user_out, self.context_out = nn.Linear(d, d), nn.Linear(CONTEXT_FEATURES, d, bias=False)
+        self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.rating_item, self.rating_user, self.rating_pair = (
+            nn.Linear(d, 1),
+            nn.Linear(d, 1),
+            nn.Linear(d, d, bias=False),
+        )
+        self.id_bias = nn.Embedding(shapes.items + 1, 1)
+        self.gates = Gates(config, shapes)
+        for layer in (self.user_out, self.context_out, self.value, self.id_bias, self.rating_pair):
+            nn.init.zeros_(layer.weight)  # what is not content similarity starts at nothing, and has to earn its part
+        nn.init.normal_(self.event.weight, std=0.1)
+        nn.init.normal_(self.gap.weight, std=0.1)
+        self._register_counts(shapes)
+
+    def _register_counts(self, shapes: Shapes) -> None:
+        text_dim = shapes.modalities.get("text", 1)
+        self.register_buffer("popularity", torch.zeros(shapes.items + 1))
+        self.register_buffer("id_row", torch.arange(shapes.items + 1))
+        self.register_buffer("price_stats", torch.tensor([0.0, 1.0]))
+        self.register_buffer("rating_stats", torch.tensor([0.0, 1.0]))
+        self.register_buffer("profile_mean", torch.zeros(text_dim))
+        self.register_buffer("fused_radius", torch.tensor(1.0))
+
+    # ---- items -----------------------------------------------------------------------------------------------------
+
+    def items(self, inputs: ItemInputs) -> Items:
+        """Tokens and all else that scoring needs of N items; the same whoever asks."""
+        row_N = self.id_row[inputs.index_N]
+        price_N = ((inputs.price_N - self.price_stats[0]) / self.price_stats[1]).nan_to_num(0.0)
+        seen = ItemInputs(inputs.spaces_NMK, inputs.present_NM, row_N, inputs.category_N, inputs.price_N)
+        token_ND = self.encoder(seen, price_N)
+        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N)
+
+    # ---- user ------------------------------------------------------------------------------------------------------
+
+    def user(
+        self, history: History, context_BX: Tensor, profile_BK: Tensor | None = None, query_BMK: Tensor | None = None
+    ) -> User:
+        """Read histories once; `profile_BK` (0: none) is in the text space, `query_BMK` (0: none) in any."""
+        gap_BL = self._gap_bucket(history.age_seconds_BL)
+        events_BLD = history.token_BLD + self.event(history.event_BL) + self.gap(gap_BL)
+        start_B1D = self.start.expand(len(events_BLD), 1, -1)
+        x_BLD = torch.cat([start_B1D, F.dropout(events_BLD, self.config.dropout, self.training)], dim=1)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        hidden_BLD = self.final(x_BLD)
+        last_BD = hidden_BLD[torch.arange(len(x_BLD)), history.mask_BL.sum(1)]
+        direction_BMK = self.gates.direction(history, gap_BL, profile_BK)
+        if query_BMK is not None:
+            direction_BMK = direction_BMK + self.config.query_weight * query_BMK
+        vector_BD = self.user_out(last_BD) + self.context_out(context_BX)
+        return User(direction_BMK, vector_BD, hidden_BLD[:, 1:], history)
+
+    def _gap_bucket(self, age_seconds: Tensor) -> Tensor:
+        bucket = torch.log(age_seconds.clamp_min(1.0) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
+        return bucket.ceil().clamp(0, self.config.gap_buckets - 1).long()
+
+    # ---- score -----------------------------------------------------------------------------------------------------
+
+    def score(self, user: User, items: Items, popularity_BC: Tensor | None = None) -> Scored:
+        """Scores of C candidates for each of B users; training passes the popularity as it was at each label."""
+        popularity = self.popularity[items.index_N] if popularity_BC is None else popularity_BC
+        bias_BC = items.bias_N + self.gates.popularity * popularity
+        tower_BC = (
+            user.direction_BMK.flatten(1) @ items.content_NMK.flatten(1).T + user.vector_BD @ items.token_ND.T + bias_BC
+        )
+        extra_BC, attention_BCL = self._attend(user, items)
+        return Scored(tower_BC + extra_BC, tower_BC, attention_BCL)
+
+    def _attend(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
+        """Target attention: a candidate reads the events that are like it; one empty event lets it read nothing."""
+        history = user.history
+        theirs_BLF = self.gates.metric(history.content_BLMK).flatten(2)
+        similarity_BCL = self.gates.metric(items.content_NMK).flatten(1) @ theirs_BLF.transpose(1, 2)
+        match_BCL = self.query(items.token_ND) @ self.key(user.hidden_BLD).transpose(1, 2) / math.sqrt(self.config.dim)
+        logits_BCL = self.gates.sharpness * similarity_BCL + match_BCL
+        logits_BCL = logits_BCL.masked_fill(~history.mask_BL[:, None], -torch.inf)
+        attention_BCL = F.pad(logits_BCL, (1, 0)).softmax(2)[..., 1:]
+        value_BCL = self.gates.kernel * similarity_BCL * history.strength_BL[:, None]
+        value_BCL = value_BCL + items.token_ND @ self.value(user.hidden_BLD).transpose(1, 2)
+        return (attention_BCL * value_BCL).sum(2), attention_BCL
+
+    def rating(self, user: User, items: Items) -> Tensor:
+        """Expected ratings [B, C] in the training ratings' unit."""
+        summary_BD = user.vector_BD
+        pair_BC = self.rating_pair(summary_BD) @ items.token_ND.T
+        raw_BC = self.rating_item(items.token_ND)[:, 0] + self.rating_user(summary_BD) + pair_BC
+        rating_BC: Tensor = self.rating_stats[0] + self.rating_stats[1] * raw_BC
+        return rating_BC
+
+    # ---- the tower as unit vectors, for approximate search ---------------------------------------------------------
+
+    @property
+    def fused_dim(self) -> int:
+        """Length of a fused vector: all spaces, the token, the bias, and one number that makes the norm 1."""
+        return len(self.shapes.modalities) * self.config.space_dim + self.config.dim + 2
+
+    def fused_items(self, items: Items) -> Tensor:
+        """Unit vectors [N, fused_dim] whose cosine with a user's vector orders items as the tower's score does.
+
+        Inner product to cosine by one more coordinate (Bachrach et al., RecSys 2014, section 3). Items longer than the radius
+        measured at training's end are shortened to it.
+        """
+        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
+        raw_NF = torch.cat([items.content_NMK.flatten(1), items.token_ND, bias_N[:, None]], dim=1) / self.fused_radius
+        raw_NF = raw_NF / raw_NF.norm(dim=1, keepdim=True).clamp_min(1.0)
+        rest_N1 = (1.0 - raw_NF.square().sum(1, keepdim=True)).clamp_min(0.0).sqrt()
+        return F.normalize(torch.cat([raw_NF, rest_N1], dim=1), dim=1)
+
+    def fused_user(self, user: User) -> Tensor:
+        """Unit vectors [B, fused_dim]."""
+        one_B1, zero_B1 = torch.ones_like(user.vector_BD[:, :1]), torch.zeros_like(user.vector_BD[:, :1])
+        return F.normalize(torch.cat([user.direction_BMK.flatten(1), user.vector_BD, one_B1, zero_B1], dim=1), dim=1)
+
+    @torch.no_grad()
+    def measure_radius(self, items: Items) -> None:
+        """Remember how long item vectors get, with a margin for items to come."""
+        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
+        raw_NF = torch.cat([items.content_NMK.flatten(1), items.token_ND, bias_N[:, None]], dim=1)
+        self.fused_radius.copy_(FUSED_MARGIN * raw_NF.norm(dim=1).max())
+
+
+class Gates(nn.Module):
+    """The few numbers that weigh content similarity: they learn fast, and carry over to items never seen."""
+
+    def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
+        super().__init__()
+        m, k = len(shapes.modalities), config.space_dim
+        self.text = list(shapes.modalities).index("text") if "text" in shapes.modalities else None
+        self.log_gate = nn.Parameter(torch.full((m, k), math.log(GATE_START)))
+        self.shrinkage = nn.Parameter(torch.full((m,), math.log(SHRINKAGE_START)))
+        self.centre = nn.Parameter(torch.zeros(m, k))
+        self.event = nn.Parameter(torch.zeros(shapes.event_types + 1))
+        self.gap = nn.Parameter(torch.zeros(config.gap_buckets))
+        self.profile = nn.Parameter(torch.tensor(0.0))
+        self.popularity = nn.Parameter(torch.tensor(0.7))
+        self.sharpness = nn.Parameter(torch.tensor(2.0))
+        self.kernel = nn.Parameter(torch.tensor(1.0))
+
+    def direction(self, history: History, gap_BL: Tensor, profile_BK: Tensor | None) -> Tensor:
+        """What each user likes in each space [B, M, K]: a weighted mean of the history, shrunk towards nothing while it is short."""
+        weight_BL = (self.event[history.event_BL] + self.gap[gap_BL]).exp() * history.mask_BL
+        there_BLM = (history.content_BLMK != 0).any(-1)
+        signed_BLM = (weight_BL * history.strength_BL)[..., None] * there_BLM
+        total_BMK = torch.einsum("blm,blmk->bmk", signed_BLM, history.content_BLMK - self.centre)
+        mass_BM = (weight_BL[..., None] * there_BLM).sum(1) + self.shrinkage.exp()
+        if profile_BK is not None and self.text is not None:
+            total_BMK, mass_BM = self._with_profile(total_BMK, mass_BM, profile_BK)
+        return self.log_gate.exp() * total_BMK / mass_BM[..., None]
+
+    def _with_profile(self, total_BMK: Tensor, mass_BM: Tensor, profile_BK: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.profile.exp()
+        only_text_M = F.one_hot(torch.tensor(self.text), len(mass_BM[0])).to(mass_BM)
+        has_B1 = (profile_BK != 0).any(-1, keepdim=True)
+        return total_BMK + weight * only_text_M[:, None] * profile_BK[:, None], mass_BM + weight * only_text_M * has_B1
+
+    def metric(self, content: Tensor) -> Tensor:
+        """Unit vectors [..., M, K] whose dot product is the gated cosine in each space; 0 stays 0."""
+        return F.normalize(content * (self.log_gate / 2).exp(), dim=-1, eps=1e-6)
