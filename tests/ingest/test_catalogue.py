@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from ingest.catalogue import open_manifest, read_items
+from ingest.errors import ManifestError
+from ingest.quarantine import Quarantine
+
+
+def read(tmp_path, text):
+    path = tmp_path / "m.csv"
+    path.write_text(text)
+    with Quarantine(tmp_path / "q", path) as quarantine:
+        items = list(read_items(open_manifest(path), quarantine))
+    return items, quarantine
+
+
+def test_a_full_row_is_an_item(tmp_path):
+    """Every column arrives with its type, and media paths are relative to the manifest."""
+    header = "item_id,title,description,category,price,image,audio,available_at\n"
+    (item,), quarantine = read(tmp_path, header + "a,Wren,A small brown bird,birds,3.5,i/a.png,,1997-01-01\n")
+    assert (item.item_id, item.category, item.price, item.audio) == ("a", "birds", 3.5, None)
+    assert item.image == tmp_path / "i/a.png"
+    assert item.text == "Wren. A small brown bird"
+    assert item.available_us == 852076800_000000
+    assert len(quarantine) == 0
+    assert not quarantine.path.exists()
+
+
+def test_the_title_is_not_said_twice(tmp_path):
+    """Where the description begins with the title, the text is the description."""
+    (item,), _ = read(tmp_path, "item_id,title,description\na,A wren,A wren sings\n")
+    assert item.text == "A wren sings"
+
+
+def test_bad_rows_are_quarantined_and_the_run_goes_on(tmp_path):
+    """Duplicates, empty rows, bad ids and bad dates are refused one by one, with what is wrong; good rows are read."""
+    rows = ["a,one,,", "a,again,,", ",nameless,,", "b,,,", "c,three,,sometime", "d,four,,1997-01-01"]
+    items, quarantine = read(tmp_path, "item_id,title,image,available_at\n" + "\n".join(rows) + "\n")
+    assert [item and item.item_id for item in items] == ["a", None, None, None, None, "d"]
+    written = [json.loads(line) for line in quarantine.path.read_text().splitlines()]
+    assert [(row["row"], row["code"]) for row in written] == [
+        (2, "duplicate_item_id"),
+        (3, "missing_item_id"),
+        (4, "nothing_to_encode"),
+        (5, "bad_available_at"),
+    ]
+    assert "row 1 already" in written[0]["reason"]
+    assert "sometime" in written[3]["reason"]
+
+
+def test_a_bad_price_costs_the_price_only(tmp_path):
+    """A price that is no number is left out with a reason, and the item is kept."""
+    (item,), quarantine = read(tmp_path, "item_id,title,price\na,one,cheap\n")
+    assert item.price is None
+    assert quarantine.by_part == {"price": 1}
+    assert "cheap" in quarantine.refusals[0].reason
+
+
+def test_a_manifest_without_content_columns_is_refused(tmp_path):
+    """A file that gives nothing to encode is refused as a whole."""
+    path = tmp_path / "m.csv"
+    path.write_text("item_id,colour\na,red\n")
+    with pytest.raises(ManifestError, match="nothing to encode"):
+        open_manifest(path)
