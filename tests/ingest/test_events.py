@@ -35,7 +35,10 @@ def test_interactions_are_loaded_once(tmp_path, place):
 
 def test_bad_events_are_quarantined(tmp_path, place):
     """Events without a user, an item or a time, or with a value that is no number, are refused with reasons."""
-    path = write(tmp_path, [",a,click,,1997-01-01", "u,,click,,1997-01-01", "u,a,click,,", "u,a,click,much,1997-01-01", "u,a,click,,1"])
+    path = write(
+        tmp_path,
+        [",a,click,,1997-01-01", "u,,click,,1997-01-01", "u,a,click,,", "u,a,click,much,1997-01-01", "u,a,click,,1"],
+    )
     report = load_interactions(place, path)
     assert (report.rows, report.written, report.quarantined) == (5, 1, 4)
     codes = [refusal.code for refusal in report.refusals]

@@ -1,0 +1,98 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from encoders.space import EmbeddingSpace
+from feature_store.history import Decay, interest_space
+from feature_store.home import Home
+from feature_store.spaces import read_entries, register_spaces
+from feature_store.tables import Tables
+from ingest.users import build_users
+
+DAY_US = 86_400_000_000
+SPACE = EmbeddingSpace.from_recipe("text", "hand_made", 4, {"made": "by hand"}, kind="imported")
+INTEREST = interest_space(SPACE)
+
+
+@pytest.fixture
+def place(tmp_path):
+    home = Home(tmp_path / "home").create()
+    register_spaces(home, [SPACE])
+    Tables(home).write_embeddings(
+        "item",
+        SPACE,
+        ["a", "b", "c"],
+        np.eye(4, dtype=np.float32)[:3],
+        content_sha256=["1", "2", "3"],
+        event_timestamp=np.zeros(3, np.int64),
+    )
+    return home
+
+
+def add(home, user, *events):
+    rows = [
+        {
+            "event_id": f"{user}-{item}-{us}",
+            "user_id": user,
+            "item_id": item,
+            "event_type": "click",
+            "event_timestamp": np.datetime64(us, "us"),
+        }
+        for item, us in events
+    ]
+    Tables(home).append_interactions(pa.Table.from_pylist(rows))
+
+
+def test_histories_and_interests_are_written_with_the_last_events_time(place):
+    """A user's row holds their events oldest first and is dated by the last of them; the interest is the decayed mean."""
+    add(place, "u", ("b", 31 * DAY_US), ("a", DAY_US))
+    report = build_users(place)
+    assert (report.users, report.histories, report.interests) == (1, 1, {INTEREST.space_id: 1})
+    (row,) = Tables(place).read_user_history().to_pylist()
+    assert row["item_ids"] == ["a", "b"]
+    assert row["timestamps_us"] == [DAY_US, 31 * DAY_US]
+    found = Tables(place).read_embeddings("user", INTEREST.space_id)
+    assert found.event_timestamp.tolist() == [31 * DAY_US]
+    # Half-life 30 days: the event 30 days older counts half.
+    np.testing.assert_allclose(found.vectors[0], np.array([0.5, 1, 0, 0]) / np.sqrt(1.25), rtol=1e-6)
+
+
+def test_only_events_strictly_before_the_instant_count(place):
+    """An event at the very instant of the build is not history."""
+    add(place, "u", ("a", DAY_US), ("b", 2 * DAY_US))
+    build_users(place, at_us=2 * DAY_US)
+    (row,) = Tables(place).read_user_history().to_pylist()
+    assert row["item_ids"] == ["a"]
+
+
+def test_a_second_build_writes_only_what_changed(place):
+    """Unchanged users are not written again; a new event, or a changed item, brings its users back."""
+    add(place, "u", ("a", DAY_US))
+    add(place, "v", ("b", DAY_US))
+    build_users(place)
+    again = build_users(place)
+    assert (again.histories, again.unchanged, again.interests[INTEREST.space_id]) == (0, 2, 0)
+    add(place, "v", ("c", 2 * DAY_US))
+    assert build_users(place).histories == 1
+    moved = np.array([[0, 0, 0, 1]], np.float32)
+    Tables(place).write_embeddings(
+        "item", SPACE, ["a"], moved, content_sha256=["9"], event_timestamp=np.array([1], np.int64)
+    )
+    assert build_users(place).interests[INTEREST.space_id] == 1
+
+
+def test_items_without_vectors_are_counted_and_left_out(place):
+    """Events about items that no space knows stay in the history and are reported; such a user gets no interest vector."""
+    add(place, "u", ("nowhere", DAY_US))
+    report = build_users(place)
+    assert (report.histories, report.unknown_items, report.interests) == (1, 1, {INTEREST.space_id: 0})
+
+
+def test_the_decay_is_part_of_the_space(place):
+    """Another half-life gives another space, beside the first."""
+    add(place, "u", ("a", DAY_US))
+    build_users(place)
+    build_users(place, decay=Decay(half_life_days=7))
+    spaces = {entry.space.space_id for entry in read_entries(place) if entry.entity == "user"}
+    assert len(spaces) == 2
+    assert INTEREST.space_id in spaces
