@@ -21,6 +21,7 @@ MAX_ID_BYTES: Final = 128
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 VECTOR: Final = pa.list_(pa.float32())
 ENTITIES: Final = ("item", "user")
+Times = Sequence[datetime] | NDArray[Any]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _VERSIONING: Final = [

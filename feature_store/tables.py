@@ -7,7 +7,6 @@ can be forgotten by rewriting one bucket. Point-in-time joins over these files a
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from feature_store.schemas import (
     USER_HISTORY,
     USERS,
     VECTOR,
+    Times,
     as_us,
     conform,
     embeddings_schema,
@@ -35,7 +35,6 @@ from feature_store.schemas import (
 from feature_store.spaces import SpaceEntry, embeddings_folder, ensure_embeddings, find_space, read_entries
 
 BUCKETS: Final = 16
-Times = Sequence[datetime] | NDArray[Any]
 
 
 def bucket_of(user_id: str) -> int:

@@ -1,0 +1,103 @@
+"""Leases: one writer per view at a time, in SQLite beside the registry, since Milvus has no conditional upsert.
+
+Each lease carries a fencing token that only grows. A writer that was paused beyond its lease finds that out before its next write.
+"""
+
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from feature_store.errors import LeaseError
+
+LEASE_SECONDS: Final = 60.0
+_TABLE: Final = "CREATE TABLE IF NOT EXISTS leases (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token INTEGER NOT NULL, expires REAL NOT NULL)"
+_TAKE: Final = """
+    INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, :expires)
+    ON CONFLICT (view) DO UPDATE SET owner = :owner, token = token + 1, expires = :expires WHERE expires < :now
+    RETURNING token
+"""
+
+
+class Lease:
+    """The right to write one view until it expires; `check` renews it.
+
+    Attributes:
+        view: what may be written.
+        token: grows with every owner of the view.
+    """
+
+    def __init__(self, leases: "Leases", view: str, owner: str, token: int) -> None:
+        self.view = view
+        self.token = token
+        self._leases = leases
+        self._owner = owner
+
+    def check(self) -> None:
+        """Renew the lease. Raises `LeaseError` where somebody else has it by now: do not write."""
+        if not self._leases.renew(self.view, self._owner, self.token):
+            raise LeaseError(f"the lease of view {self.view} (token {self.token}) was taken over by another writer")
+
+    def release(self) -> None:
+        """Give the view back."""
+        self._leases.expire(self.view, self._owner, self.token)
+
+
+class Leases:
+    """All leases of one home, in the SQLite file at `path`."""
+
+    def __init__(self, path: Path, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.path = path
+        self.lease_seconds = lease_seconds
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
+        connection.execute(_TABLE)
+        return connection
+
+    def take(self, view: str, wait_seconds: float = 0.0) -> Lease:
+        """Take the view's lease, waiting for another writer at most `wait_seconds`. Raises `LeaseError` naming who has it."""
+        owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            with closing(self._connect()) as db:
+                now = time.time()
+                row = db.execute(
+                    _TAKE, {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
+                ).fetchone()
+                if row is not None:
+                    return Lease(self, view, owner, int(row[0]))
+                holder = db.execute("SELECT owner FROM leases WHERE view = ?", (view,)).fetchone()
+            if time.monotonic() >= deadline:
+                raise LeaseError(
+                    f"view {view} is being written by {holder[0] if holder else 'somebody'}: try again when it is done"
+                )
+            time.sleep(0.05)
+
+    @contextmanager
+    def hold(self, view: str, wait_seconds: float = 0.0) -> Iterator[Lease]:
+        """The view's lease for the length of a `with` block."""
+        lease = self.take(view, wait_seconds)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def renew(self, view: str, owner: str, token: int) -> bool:
+        """Extend a lease that is still the owner's, even one that has run out with nobody taking over."""
+        return self._set_expiry(view, owner, token, time.time() + self.lease_seconds)
+
+    def expire(self, view: str, owner: str, token: int) -> bool:
+        """End a lease now."""
+        return self._set_expiry(view, owner, token, 0.0)
+
+    def _set_expiry(self, view: str, owner: str, token: int, expires: float) -> bool:
+        statement = "UPDATE leases SET expires = ? WHERE view = ? AND owner = ? AND token = ?"
+        with closing(self._connect()) as db:
+            return db.execute(statement, (expires, view, owner, token)).rowcount == 1

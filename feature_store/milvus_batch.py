@@ -1,0 +1,113 @@
+"""What is checked about rows before Milvus may see them: keys, vectors, and which of a key's rows is the newest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from encoders.space import UNIT_NORM_TOLERANCE
+from feature_store.errors import RefusedRowsError
+from feature_store.milvus_schema import ViewSchema
+from feature_store.parts import newest_rows
+from feature_store.schemas import MAX_ID_BYTES, now_us, timestamps
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Checked rows, one per key: `vectors` [n, dim], times int64 us [n], `table` with the features and system columns."""
+
+    keys: list[str]
+    table: pa.Table
+    vectors: NDArray[np.float32]
+    event_us: NDArray[np.int64]
+    created_us: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: NDArray[np.int64]) -> "Batch":
+        """The rows at these positions."""
+        keys = [self.keys[i] for i in rows]
+        return Batch(keys, self.table.take(rows), self.vectors[rows], self.event_us[rows], self.created_us[rows])
+
+
+def prepare(schema: ViewSchema, rows: pa.Table) -> Batch:
+    """The newest row of each key of `rows`, checked.
+
+    `rows` has the key, `event_timestamp`, the features, and may have `created` (default: now) and `deleted` (default: false).
+    Raises `RefusedRowsError` naming the key of the first row whose id, time or vector is wrong.
+    """
+    table = _with_system_columns(schema, rows)
+    _check_keys(schema, table)
+    event_us, created_us = (table[c].cast(pa.int64()).to_numpy() for c in ("event_timestamp", "created"))
+    newest = newest_rows(table[schema.key].combine_chunks(), event_us, created_us)
+    table, event_us, created_us = table.take(newest), event_us[newest], created_us[newest]
+    keys = table[schema.key].to_pylist()
+    return Batch(keys, table, _vectors(schema, table, keys), event_us, created_us)
+
+
+def _with_system_columns(schema: ViewSchema, rows: pa.Table) -> pa.Table:
+    wanted = [schema.key, "event_timestamp", *schema.fields, *([schema.vector_field] if schema.vector_field else [])]
+    missing = sorted(set(wanted) - set(rows.column_names))
+    if missing:
+        raise RefusedRowsError(f"rows for view {schema.name} lack columns {missing}; they have {rows.column_names}", [])
+    count = rows.num_rows
+    present = timestamps(np.full(count, now_us(), np.int64))
+    created = rows["created"] if "created" in rows.column_names else present
+    deleted = rows["deleted"] if "deleted" in rows.column_names else pa.array(np.zeros(count, np.bool_))
+    table = rows.select(wanted).append_column("created", pc.coalesce(created, present))
+    return table.append_column("deleted", pc.fill_null(deleted, False))
+
+
+def _check_keys(schema: ViewSchema, table: pa.Table) -> None:
+    lengths = pc.fill_null(pc.binary_length(table[schema.key].cast(pa.string())), 0)
+    wrong = pc.or_(pc.equal(lengths, 0), pc.greater(lengths, MAX_ID_BYTES))
+    _refuse(schema, table, wrong, f"ids must have 1 to {MAX_ID_BYTES} bytes")
+    _refuse(schema, table, pc.is_null(table["event_timestamp"]), "rows need an event_timestamp")
+
+
+def _refuse(schema: ViewSchema, table: pa.Table, wrong: pa.ChunkedArray, why: str) -> None:
+    keys = table.filter(wrong)[schema.key].to_pylist()
+    if keys:
+        raise RefusedRowsError(
+            f"view {schema.name}, row {keys[0]!r}: {why}; {len(keys)} such rows, nothing was written", keys
+        )
+
+
+def unit_vectors(count: int, dim: int) -> NDArray[np.float32]:
+    """What tombstones and views without a vector hold: [count, dim], the first axis, which every metric accepts."""
+    vectors = np.zeros((count, dim), np.float32)
+    vectors[:, 0] = 1.0
+    return vectors
+
+
+def _vectors(schema: ViewSchema, table: pa.Table, keys: Sequence[str]) -> NDArray[np.float32]:
+    out = unit_vectors(len(keys), schema.stored_dim)
+    if schema.vector_field is None:
+        return out
+    column = table[schema.vector_field].combine_chunks()
+    live = np.flatnonzero(~table["deleted"].to_numpy())
+    values = column.take(pa.array(live, pa.int64()))
+    lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()
+    _refuse_at(schema, keys, live[lengths == -1], "the vector is null")
+    _refuse_at(schema, keys, live[lengths != schema.dim], f"the vector must have {schema.dim} values")
+    block = values.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, schema.dim)
+    _refuse_at(schema, keys, live[~np.isfinite(block).all(axis=1)], "the vector is not finite")
+    norms = np.linalg.norm(block, axis=1)
+    if schema.unit_norm:
+        _refuse_at(schema, keys, live[np.abs(norms - 1.0) > UNIT_NORM_TOLERANCE], "the vector's norm is not 1")
+    if schema.metric == "COSINE":
+        _refuse_at(schema, keys, live[norms == 0.0], "a zero vector has no cosine")
+    out[live] = block
+    return out
+
+
+def _refuse_at(schema: ViewSchema, keys: Sequence[str], rows: NDArray[np.int64], why: str) -> None:
+    wrong = [keys[i] for i in rows]
+    if wrong:
+        raise RefusedRowsError(
+            f"view {schema.name}, row {wrong[0]!r}: {why}; {len(wrong)} such rows, nothing was written", wrong
+        )
