@@ -1,0 +1,201 @@
+"""Sound to unit vectors, with any wav2vec 2.0 family model of `transformers` (HuBERT, WavLM ... too).
+
+A clip is cut into fixed windows; a vector is the mean over a window's frames, then over windows. Only windows of one length are
+batched: wav2vec2-base normalises over time, so that padding would change its output.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encoders.device import Compute, choose_compute
+from encoders.errors import EncoderError, MediaError, WeightsError
+from encoders.space import EmbeddingSpace, slugify
+from encoders.text import load_transformer
+from encoders.vectors import Progress, Vectors, equal_length_batches, to_numpy, unit_vectors
+from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
+
+SAMPLE_RATE_HZ: Final = 16_000
+WINDOW_SECONDS: Final = 10.0
+SECONDS_PER_BATCH: Final = {"cpu": 40, "cuda": 640}
+# The variance floor of transformers' Wav2Vec2FeatureExtractor: a silent clip stays zeros.
+_VARIANCE_FLOOR: Final = 1e-7
+_FAMILY: Final = (
+    "data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm",
+)  # fmt: skip
+Clip = NDArray[np.float32]
+
+
+class AudioModel(Protocol):
+    """What an `AudioEncoder` needs to know of a model before, and to get when, it loads it."""
+
+    name: str
+    kind: str
+    description: str
+
+    def config(self) -> dict[str, Any]:
+        """The model's configuration, as its config.json holds it."""
+
+    def recipe(self) -> dict[str, Any]:
+        """What names its weights."""
+
+    def normalises(self) -> bool:
+        """Whether a clip is brought to zero mean and unit variance first."""
+
+    def load(self) -> Any:
+        """The model, in float32."""
+
+
+class AudioEncoder:
+    """An audio encoder and its embedding space.
+
+    Args:
+        source: hub id, local folder, or `bundled`.
+        slug: the space's readable part; by default made from `source`.
+        device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
+        window_seconds: longest stretch encoded at once; shorter clips are encoded whole.
+        revision: of the hub id.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        slug: str | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+        window_seconds: float = WINDOW_SECONDS,
+        revision: str | None = None,
+    ) -> None:
+        if source == BUNDLED:
+            from encoders.bundled import UntrainedWav2Vec2
+
+            self._source: AudioModel = UntrainedWav2Vec2()
+        else:
+            self._source = _FolderModel(resolve_source(source, revision=revision), slugify(Path(source).name))
+        self._device, self._dtype = device, dtype
+        self._window = int(window_seconds * SAMPLE_RATE_HZ)
+        self._shortest = _receptive_field(self._source.config())
+        if self._window < self._shortest:
+            raise EncoderError(f"window_seconds {window_seconds} is shorter than one frame of the model")
+        self.space = self._describe(slug or self._source.name)
+
+    def _describe(self, slug: str) -> EmbeddingSpace:
+        recipe = {
+            **self._source.recipe(),
+            "sample_rate_hz": SAMPLE_RATE_HZ,
+            "window_samples": self._window,
+            "clip_normalisation": self._source.normalises(),
+            "pooling": "mean over frames, then windows",
+            "normalisation": "l2",
+        }
+        dim = self._source.config()["hidden_size"]
+        kind, description = self._source.kind, self._source.description
+        return EmbeddingSpace.from_recipe("audio", slug, dim, recipe, kind=kind, description=description)
+
+    def encode(self, items: Sequence[Clip], *, progress: Progress = None) -> Vectors:
+        """Unit vectors [n, dim] of 16 kHz mono clips (float32 [samples] each), in their order.
+
+        Raises:
+            MediaError: `too_short`, a clip has less than one frame of the model; `not_finite`.
+        """
+        windows: list[Clip] = []
+        owners: list[int] = []
+        for index, clip in enumerate(items):
+            pieces = self._windows(clip, index)
+            windows += pieces
+            owners += [index] * len(pieces)
+        sums = np.zeros((len(items), self.space.dim), dtype=np.float64)
+        counts = np.bincount(owners, minlength=len(items)) if owners else np.zeros(0)
+        left = counts.copy()
+        budget = SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ if windows else 0
+        for rows in equal_length_batches([len(window) for window in windows], budget):
+            batch_owners = [owners[row] for row in rows]
+            np.add.at(sums, batch_owners, self._forward(np.stack([windows[row] for row in rows])))
+            np.subtract.at(left, batch_owners, 1)
+            if progress:
+                progress(int((left[sorted(set(batch_owners))] == 0).sum()))
+        return unit_vectors(sums / counts[:, None], self.space)
+
+    def _windows(self, clip: Clip, index: int) -> list[Clip]:
+        """The clip's windows, the last one aligned to its end so that all are of one length."""
+        if clip.ndim != 1 or not np.isfinite(clip).all():
+            raise MediaError(
+                "not_finite", f"clip {index} must be a finite mono signal, not one of shape {list(clip.shape)}"
+            )
+        if len(clip) < self._shortest:
+            raise MediaError(
+                "too_short", f"clip {index} has {len(clip)} samples at 16 kHz; the model needs {self._shortest}"
+            )
+        if self._source.normalises():
+            clip = (clip - clip.mean()) / np.sqrt(clip.var() + _VARIANCE_FLOOR)
+        clip = clip.astype(np.float32)
+        if len(clip) <= self._window:
+            return [clip]
+        starts = [*range(0, len(clip) - self._window, self._window), len(clip) - self._window]
+        return [clip[start : start + self._window] for start in starts]
+
+    def _forward(self, windows: NDArray[np.float32]) -> Vectors:
+        import torch
+
+        inputs = torch.from_numpy(windows).to(device=self._compute.device, dtype=self._compute.torch_dtype)
+        with torch.inference_mode():
+            hidden = self._model(inputs).last_hidden_state  # [windows, frames, dim]
+        return to_numpy(hidden.float().mean(1))
+
+    @functools.cached_property
+    def _compute(self) -> Compute:
+        return choose_compute(self._device, self._dtype)
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        return self._compute.prepare(self._source.load())
+
+
+class _FolderModel:
+    """A checkpoint folder of the wav2vec 2.0 family."""
+
+    kind = "encoder"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self.name = folder, name
+        self._config = read_config(folder)
+        family = self._config.get("model_type")
+        if family not in _FAMILY:
+            raise WeightsError(f"{folder} holds a {family!r} model; an audio encoder is one of {', '.join(_FAMILY)}")
+        has_preprocessor = (folder / "preprocessor_config.json").is_file()
+        self._preprocessor = read_config(folder, "preprocessor_config.json") if has_preprocessor else {}
+        if (rate := self._preprocessor.get("sampling_rate", SAMPLE_RATE_HZ)) != SAMPLE_RATE_HZ:
+            raise WeightsError(
+                f"the model in {folder} hears at {rate} Hz; only {SAMPLE_RATE_HZ} Hz models are supported"
+            )
+        self.description = f"{family} model, mean over frames and windows"
+
+    def config(self) -> dict[str, Any]:
+        return self._config
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "library": "transformers",
+            "architecture": config_digest(self._config),
+            "weights": weights_digest(self._folder),
+        }
+
+    def normalises(self) -> bool:
+        return bool(self._preprocessor.get("do_normalize", True))
+
+    def load(self) -> Any:
+        return load_transformer(self._folder)
+
+
+def _receptive_field(config: dict[str, Any]) -> int:
+    """Samples that one frame of the convolutional front end sees."""
+    samples, hop = 1, 1
+    for kernel, stride in zip(config.get("conv_kernel", ()), config.get("conv_stride", ()), strict=True):
+        samples += (kernel - 1) * hop
+        hop *= stride
+    return samples

@@ -1,0 +1,194 @@
+"""Pictures to unit vectors, with any `open_clip` model; its text tower encodes queries into the same space.
+
+Preprocessing is open_clip's own transform. The model is loaded on the first use; the space is known at once, from the files.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import numpy as np
+
+from encoders.device import Compute, choose_compute
+from encoders.errors import WeightsError
+from encoders.space import EmbeddingSpace, slugify
+from encoders.vectors import Progress, Vectors, to_numpy, unit_vectors
+from encoders.weights import (
+    BUNDLED,
+    config_digest,
+    quiet,
+    read_config,
+    resolve_source,
+    tokenizer_digest,
+    weights_digest,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGES_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
+TEXTS_PER_BATCH: Final = 32
+# Beyond this ratio of sides only the middle is resized: the transform would crop to it anyway, after making a picture of
+# 1 x 50,000 pixels 224 wide and 11 million high.
+MAX_ASPECT: Final = 16
+
+
+class LoadedClip(NamedTuple):
+    """An open_clip model, its transform (picture -> [3, h, w]) and its tokenizer (texts -> ids [n, length])."""
+
+    model: Any
+    transform: Callable[["Image"], Any]
+    tokenize: Callable[[list[str]], Any]
+
+
+class ClipModel(Protocol):
+    """What an `ImageEncoder` needs to know of a model before, and to get when, it loads it."""
+
+    name: str
+    kind: str
+    description: str
+    dim: int
+
+    def recipe(self) -> dict[str, Any]:
+        """What names its weights and preprocessing."""
+
+    def load(self) -> LoadedClip:
+        """The model in float32 with its transform and tokenizer."""
+
+
+class ImageEncoder:
+    """An image encoder and its embedding space.
+
+    Args:
+        source: hub id, local folder (`open_clip_config.json` and weights), or `bundled`.
+        slug: the space's readable part; by default made from `source`.
+        device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
+        revision: of the hub id.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        slug: str | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        if source == BUNDLED:
+            from encoders.bundled import UntrainedClip
+
+            self._source: ClipModel = UntrainedClip()
+        else:
+            self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
+        self._device, self._dtype = device, dtype
+        recipe = {**self._source.recipe(), "max_aspect": MAX_ASPECT, "normalisation": "l2"}
+        self.space = EmbeddingSpace.from_recipe(
+            "image",
+            slug or self._source.name,
+            self._source.dim,
+            recipe,
+            kind=self._source.kind,
+            description=self._source.description,
+            query_modality="text",
+        )
+
+    def encode(self, items: Sequence["Image"], *, progress: Progress = None) -> Vectors:
+        """Unit vectors [n, dim] of RGB pictures, in their order; `progress` is told how many more are done."""
+        import torch
+
+        def forward(batch: Sequence["Image"]) -> Any:
+            pixels = torch.stack([self._loaded.transform(trim_aspect(picture)) for picture in batch])
+            return self._loaded.model.encode_image(
+                pixels.to(device=self._compute.device, dtype=self._compute.torch_dtype)
+            )
+
+        size = IMAGES_PER_BATCH[self._compute.kind]
+        return self._in_batches(items, size, forward, progress)
+
+    def encode_query(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors [n, dim] of texts, comparable with those of pictures."""
+
+        def forward(batch: Sequence[str]) -> Any:
+            return self._model.encode_text(self._loaded.tokenize(list(batch)).to(self._compute.device))
+
+        return self._in_batches(texts, TEXTS_PER_BATCH, forward, None)
+
+    def _in_batches(
+        self, items: Sequence[Any], size: int, forward: Callable[[Any], Any], progress: Progress
+    ) -> Vectors:
+        import torch
+
+        vectors = np.zeros((len(items), self.space.dim), dtype=np.float32)
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            with torch.inference_mode():
+                vectors[start : start + len(batch)] = to_numpy(forward(batch))
+            if progress:
+                progress(len(batch))
+        return unit_vectors(vectors, self.space)
+
+    @functools.cached_property
+    def _compute(self) -> Compute:
+        """Convolutional towers with batch norms lose a cosine of .995 to bfloat16 (Transformers .9999): they stay in float32."""
+        import torch
+
+        batch_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in self._loaded.model.modules())
+        return choose_compute(self._device, self._dtype or ("float32" if batch_norms else None))
+
+    @functools.cached_property
+    def _loaded(self) -> LoadedClip:
+        return self._source.load()
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        import torch
+
+        # Twice as fast for convolutions on a CPU, and nothing to a Transformer.
+        return self._compute.prepare(self._loaded.model).to(memory_format=torch.channels_last)
+
+
+def trim_aspect(picture: "Image") -> "Image":
+    """`picture`, or its middle part where one side is more than `MAX_ASPECT` times the other."""
+    width, height = picture.size
+    limit = min(width, height) * MAX_ASPECT
+    if max(width, height) <= limit:
+        return picture
+    left, top = max(0, (width - limit) // 2), max(0, (height - limit) // 2)
+    return picture.crop((left, top, left + min(width, limit), top + min(height, limit)))
+
+
+class _FolderClip:
+    """An open_clip folder: `open_clip_config.json`, weights, and the tokenizer's files where the text tower is a hub model."""
+
+    kind = "encoder"
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self.name = folder, name
+        self._config = read_config(folder, "open_clip_config.json")
+        try:
+            self.dim = int(self._config["model_cfg"]["embed_dim"])
+        except (KeyError, TypeError, ValueError):
+            raise WeightsError(f"{folder / 'open_clip_config.json'} must name model_cfg.embed_dim") from None
+        self.description = f"open_clip model {name}; queries by its text tower"
+
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "library": "open_clip",
+            "architecture": config_digest(self._config["model_cfg"]),
+            "weights": weights_digest(self._folder),
+            "tokenizer": tokenizer_digest(self._folder),
+            "preprocessing": self._config.get("preprocess_cfg", {}),
+        }
+
+    def load(self) -> LoadedClip:
+        import open_clip
+
+        name = f"local-dir:{self._folder}"
+        try:
+            with quiet():
+                model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True)
+                return LoadedClip(model, transform, open_clip.get_tokenizer(name))
+        except Exception as error:  # open_clip, timm and transformers each have their own
+            raise WeightsError(f"the open_clip model in {self._folder} cannot be loaded: {error}") from error

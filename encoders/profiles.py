@@ -1,0 +1,207 @@
+"""Which encoder serves each modality: the `bundled` and `hub` profiles, or a YAML file of one's own.
+
+`python -m encoders.profiles --write FILE` regenerates the default list of embedding spaces from the bundled profile, and
+`--check FILE` compares. A profile file reads, for any of the modalities:
+
+    text: {source: intfloat/e5-base-v2, template: "passage: {text}", query_prefix: "query: "}
+    image: {source: models/my-clip}
+    audio: bundled
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from encoders.errors import EncoderError, ProfileError
+from encoders.space import MODALITIES, EmbeddingSpace
+from encoders.weights import BUNDLED
+
+if TYPE_CHECKING:
+    from encoders.audio import AudioEncoder
+    from encoders.image import ImageEncoder
+    from encoders.text import TextEncoder
+    from encoders.vectors import Vectors
+
+    Encoder = TextEncoder | ImageEncoder | AudioEncoder
+
+PROFILE_VARIABLE: Final = "TRIPTYCH_ENCODERS"
+PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    BUNDLED: {modality: {"source": BUNDLED} for modality in MODALITIES},
+    "hub": {
+        "text": {"source": "intfloat/e5-base-v2", "template": "passage: {text}", "query_prefix": "query: "},
+        "image": {"source": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "slug": "clip_vit_b_32"},
+        "audio": {"source": "facebook/wav2vec2-base"},
+    },
+}
+_COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision"})
+_OPTIONS: Final = {
+    "text": _COMMON_OPTIONS | {"max_length", "template", "query_prefix", "pooling"},
+    "image": _COMMON_OPTIONS,
+    "audio": _COMMON_OPTIONS | {"window_seconds"},
+}
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The encoders in use, at most one per modality. Each knows its space at once and loads its model on first use."""
+
+    text: "TextEncoder | None" = None
+    image: "ImageEncoder | None" = None
+    audio: "AudioEncoder | None" = None
+
+    @property
+    def spaces(self) -> list[EmbeddingSpace]:
+        """The spaces, in the order text, image, audio."""
+        return [encoder.space for encoder in self._present()]
+
+    def by_modality(self, modality: str) -> "Encoder | None":
+        """The modality's encoder, if there is one."""
+        if modality not in MODALITIES:
+            raise ProfileError(f"modality {modality!r} must be one of {', '.join(MODALITIES)}")
+        encoder: Encoder | None = getattr(self, modality)
+        return encoder
+
+    def by_space(self, space_id: str) -> "Encoder":
+        """The encoder of a space.
+
+        Raises:
+            EncoderError: none is loaded.
+        """
+        for encoder in self._present():
+            if encoder.space.space_id == space_id:
+                return encoder
+        loaded = ", ".join(space.space_id for space in self.spaces) or "none"
+        raise EncoderError(f"no encoder of space {space_id!r} is loaded here; loaded: {loaded}")
+
+    def query_encoder(self, space_id: str) -> Callable[[Sequence[str]], "Vectors"]:
+        """What turns query texts into vectors of a space.
+
+        Raises:
+            EncoderError: the space has no text side.
+        """
+        encoder = self.by_space(space_id)
+        if encoder is self.audio:
+            raise EncoderError(f"space {space_id} takes no text queries; give a sound, or search a text or image space")
+        query: Callable[[Sequence[str]], Vectors] = encoder.encode_query  # type: ignore[union-attr]
+        return query
+
+    def _present(self) -> "list[Encoder]":
+        return [encoder for encoder in (self.text, self.image, self.audio) if encoder is not None]
+
+
+def load_profile(name_or_path: str | Path | None = None, modalities: Iterable[str] = MODALITIES) -> Encoders:
+    """The encoders of a profile, for the modalities asked for.
+
+    Args:
+        name_or_path: `bundled`, `hub` or a YAML file; by default what `TRIPTYCH_ENCODERS` says, else `bundled`.
+        modalities: those wanted; others are left out and cost nothing.
+
+    Raises:
+        ProfileError: the profile is not understood.
+        WeightsError: a model cannot be found or read.
+    """
+    wanted = set(modalities)
+    if unknown := wanted.difference(MODALITIES):
+        raise ProfileError(f"modalities {sorted(unknown)} must be among {', '.join(MODALITIES)}")
+    choices = _read_choices(name_or_path or os.environ.get(PROFILE_VARIABLE) or BUNDLED)
+    built: dict[str, Any] = {name: _build(name, options) for name, options in choices.items() if name in wanted}
+    return Encoders(**built)
+
+
+def profile_spaces(name_or_path: str | Path | None = None) -> list[EmbeddingSpace]:
+    """The spaces of a profile; reads the weights to digest them, but builds no model."""
+    return load_profile(name_or_path).spaces
+
+
+def _build(modality: str, options: Mapping[str, Any]) -> "Encoder":
+    if modality == "text":
+        from encoders.text import TextEncoder
+
+        return TextEncoder(**options)
+    if modality == "image":
+        from encoders.image import ImageEncoder
+
+        return ImageEncoder(**options)
+    from encoders.audio import AudioEncoder
+
+    return AudioEncoder(**options)
+
+
+def _read_choices(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
+    """Constructor arguments per modality."""
+    if isinstance(name_or_path, str) and name_or_path in PROFILES:
+        return {modality: dict(options) for modality, options in PROFILES[name_or_path].items()}
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        raise ProfileError(
+            f"encoders {str(name_or_path)!r} are neither one of {', '.join(PROFILES)} nor a YAML file here"
+        )
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, dict[str, Any]]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ProfileError(f"profile {path} cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict) or not data or not set(data) <= set(MODALITIES):
+        raise ProfileError(f"profile {path} must map some of {', '.join(MODALITIES)} to their encoders")
+    return {modality: _read_entry(path, modality, entry) for modality, entry in data.items() if entry is not None}
+
+
+def _read_entry(path: Path, modality: str, entry: Any) -> dict[str, Any]:
+    options = {"source": entry} if isinstance(entry, str) else entry
+    if not isinstance(options, dict) or "source" not in options:
+        raise ProfileError(f"profile {path}: {modality} must be a source, or a mapping with a source")
+    if unknown := set(options) - _OPTIONS[modality]:
+        known = ", ".join(sorted(_OPTIONS[modality]))
+        raise ProfileError(f"profile {path}: {modality} has unknown options {sorted(unknown)}; known: {known}")
+    beside = path.parent / str(options["source"])
+    if options["source"] != BUNDLED and beside.is_dir():
+        return {**options, "source": beside}
+    return dict(options)
+
+
+def spaces_yaml() -> str:
+    """The default `spaces.yaml`: the bundled profile's spaces, each as a view of items."""
+    import yaml
+
+    entries = [{**space.to_dict(), "entity": "item"} for space in profile_spaces(BUNDLED)]
+    header = (
+        "# The default embedding spaces, made by `python -m encoders.profiles --write` from the bundled encoders.\n"
+    )
+    return header + str(yaml.safe_dump({"spaces": entries}, sort_keys=False, width=120))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the default `spaces.yaml`; without an option, print it."""
+    parser = argparse.ArgumentParser(prog="python -m encoders.profiles", description=main.__doc__)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", type=Path, metavar="FILE", help="write the default spaces to FILE")
+    action.add_argument("--check", type=Path, metavar="FILE", help="exit 1 if FILE is not what --write would write")
+    options = parser.parse_args(arguments)
+    text = spaces_yaml()
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+    elif options.check:
+        return _check(options.check, text)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _check(path: Path, text: str) -> int:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{path} is out of date; run: python -m encoders.profiles --write {path}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
