@@ -16,6 +16,10 @@ def megabytes(folder: Path) -> float:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
+def run(*command, cwd):
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A virtual environment with nothing but `pip install .`, made from a copy so that the build leaves nothing here."""
@@ -35,9 +39,8 @@ def test_the_base_install_is_small(base):
 
 def test_the_base_command_works(base, tmp_path):
     """Without extras the command shows its help, and the client verb says plainly that no server answers."""
-    run = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
-    assert "ingest" in subprocess.run([base / "bin/triptych", "--help"], **run).stdout
-    done = subprocess.run([base / "bin/triptych", "client", "rank", "u1", "--target", "127.0.0.1:9"], **run)
+    assert "ingest" in run(base / "bin/triptych", "--help", cwd=tmp_path).stdout
+    done = run(base / "bin/triptych", "client", "rank", "u1", "--target", "127.0.0.1:9", cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "127.0.0.1:9" in done.stderr
@@ -57,5 +60,5 @@ def test_a_verb_that_needs_more_names_the_extra(base, tmp_path):
 def test_the_client_library_needs_the_base_install_only(base, tmp_path):
     """`triptych.client` imports and names the server that does not answer."""
     code = "from triptych.client import Client\nwith Client('127.0.0.1:9', timeout=2) as c: print(c.healthy())"
-    done = subprocess.run([base / "bin/python", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = run(base / "bin/python", "-c", code, cwd=tmp_path)
     assert done.stdout.strip() == "False", done.stderr
