@@ -42,7 +42,9 @@ def check_model_id(model_id: str) -> str:
     if not MODEL_ID_PATTERN.fullmatch(model_id):
         raise SpaceError(f"model_id {model_id!r} must be 1 to 40 of a-z, 0-9 and '_'")
     if _FEAST_VERSION_SUFFIX.search(model_id):
-        raise SpaceError(f"model_id {model_id!r} must not end in '_v<digits>': Feast reads that as a version; try {model_id}a")
+        raise SpaceError(
+            f"model_id {model_id!r} must not end in '_v<digits>': Feast reads that as a version; try {model_id}a"
+        )
     return model_id
 
 
@@ -93,7 +95,9 @@ class EmbeddingSpace:
         if modality not in MODALITIES:
             raise SpaceError(f"modality {modality!r} must be one of {', '.join(MODALITIES)}")
         if not _SLUG_PATTERN.fullmatch(slug):
-            raise SpaceError(f"slug {slug!r} must be lower-case words of a-z and 0-9 joined by '_'; try {slugify(slug)!r}")
+            raise SpaceError(
+                f"slug {slug!r} must be lower-case words of a-z and 0-9 joined by '_'; try {slugify(slug)!r}"
+            )
         full = {**recipe, "dim": dim, "modality": modality}
         space_id = f"{modality}_{slug}_{digest_recipe(full)}"
         return cls(space_id, modality, kind, dim, full, description, query_modality, base_space_id)
@@ -101,7 +105,9 @@ class EmbeddingSpace:
     @classmethod
     def fused(cls, model_id: str, dim: int, recipe: Mapping[str, Any]) -> Self:
         """The space of a ranker's own item and user vectors."""
-        return cls(f"fused_{check_model_id(model_id)}", "fused", "fused", dim, dict(recipe), f"vectors of ranker {model_id}")
+        return cls(
+            f"fused_{check_model_id(model_id)}", "fused", "fused", dim, dict(recipe), f"vectors of ranker {model_id}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary, as `spaces.yaml` stores it; empty fields are left out."""
@@ -124,5 +130,7 @@ class EmbeddingSpace:
         norms = np.linalg.norm(vectors, axis=1)
         bad = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_NORM_TOLERANCE))
         if bad.size:
-            raise SpaceError(f"vector {bad[0]} of space {self.space_id} has norm {norms[bad[0]]}, not 1; {bad.size} such")
+            raise SpaceError(
+                f"vector {bad[0]} of space {self.space_id} has norm {norms[bad[0]]}, not 1; {bad.size} such"
+            )
         return vectors
