@@ -224,6 +224,12 @@ class FusionRanker(nn.Module):
         self.register_buffer("profile_mean", torch.zeros(text_dim))
         self.register_buffer("fused_radius", torch.tensor(1.0))
 
+    def projection(self, modality: str) -> SpaceProjection:
+        """The fitted projection of one modality's space."""
+        layer = self.projections[modality]
+        assert isinstance(layer, SpaceProjection)  # noqa: S101 - narrows ModuleDict's type
+        return layer
+
     # ---- items -----------------------------------------------------------------------------------------------------
 
     def items(self, inputs: ItemInputs) -> Items:

@@ -1,9 +1,13 @@
 """Checkpoints and training sets for tests: a tiny untrained checkpoint for whoever serves one, and a catalogue with planted tastes."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from encoders.space import EmbeddingSpace
@@ -71,3 +75,118 @@ def tiny_checkpoint(
         "data": {},
     }
     return checkpoint.save(models, model_id, model, Vocabulary(tuple(item_ids), tuple(categories), EVENT_TYPES), about)
+
+
+# ---- a catalogue with planted tastes ------------------------------------------------------------------------------------
+
+DAY_US = 86_400_000_000
+START_US = 1_700_000_000_000_000
+LATENT = 5  # directions of taste in each modality
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A training set folder, and the truth behind it: `oracle(user_id, t_us, item_ids)` gives log-probabilities of a choice."""
+
+    folder: Path
+    spaces: dict[str, EmbeddingSpace]
+    log_choice: np.ndarray  # [users, items]
+
+    def oracle(self, user_id: str, t_us: int, item_ids: Sequence[str]) -> np.ndarray:
+        """The planted log-probability of each item, up to a constant."""
+        del t_us
+        return self.log_choice[int(user_id[1:]), [int(i[1:]) for i in item_ids]]
+
+
+def planted(
+    folder: Path,
+    *,
+    n_items: int = 300,
+    n_users: int = 400,
+    events: tuple[int, int] = (12, 20),
+    late: float = 0.3,
+    taste: float = 1.5,
+    missing: float = 0.05,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+) -> Planted:
+    """Write a training set whose users choose items by content in all three modalities, times a Zipf popularity.
+
+    Vectors are a random non-linear function of the latents, mostly one constant direction (as those of an untrained encoder are).
+    `late` of the items are released during the second half, so that later choices fall on items that training never saw.
+    """
+    rng = np.random.default_rng(seed)
+    spaces = example_spaces(dims or {"text": 96, "image": 64, "audio": 48})
+    latents = {m: _latents(rng, n_items) for m in spaces}
+    released = np.where(rng.random(n_items) < late, rng.uniform(0.5, 0.95, n_items), 0.0)
+    popularity = rng.permutation(1.0 / np.arange(1, n_items + 1) ** 0.7)
+    log_choice = np.tile(np.log(popularity), (n_users, 1))
+    for latent in latents.values():
+        log_choice = log_choice + taste / np.sqrt(3 * LATENT) * rng.normal(size=(n_users, LATENT)) @ latent.T
+    chosen = _choices(rng, log_choice, released, events)
+    _write(folder, spaces, _vectors(rng, spaces, latents, missing), released, chosen)
+    return Planted(folder, spaces, log_choice)
+
+
+def _latents(rng, n):
+    """Eight clusters and a spread within them."""
+    centres = rng.normal(size=(8, LATENT))
+    return 0.8 * centres[rng.integers(0, 8, n)] + 0.6 * rng.normal(size=(n, LATENT))
+
+
+def _vectors(rng, spaces, latents, missing):
+    out = {}
+    for modality, space in spaces.items():
+        hidden = np.tanh(latents[modality] @ rng.normal(size=(LATENT, 64)) / 2)
+        signal = hidden @ rng.normal(size=(64, space.dim)) + 1.0 * rng.normal(size=(len(hidden), space.dim))
+        raw = 40.0 * unit_rows(rng, 1, space.dim) * np.sqrt(space.dim) / 8 + 0.1 * signal
+        unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
+        out[space.space_id] = [
+            None if gone else v.tolist() for v, gone in zip(unit, rng.random(len(unit)) < missing, strict=True)
+        ]
+    return out
+
+
+def _choices(rng, log_choice, released, events):
+    """(user, item, time in 0..1) of every event: a choice among what is out and new to the user."""
+    chosen = []
+    for user, log_p in enumerate(log_choice):
+        done = np.zeros(len(log_p), bool)
+        for t in np.sort(rng.uniform(0.02, 1.0, rng.integers(events[0], events[1] + 1))):
+            noisy = np.where((released < t) & ~done, log_p + rng.gumbel(size=len(log_p)), -np.inf)
+            item = int(np.argmax(noisy))
+            done[item] = True
+            chosen.append((user, item, t))
+    return chosen
+
+
+def _write(folder, spaces, vectors, released, chosen):
+    folder.mkdir(parents=True, exist_ok=True)
+    n = len(released)
+    span = 100 * DAY_US
+    ids = [f"i{i}" for i in range(n)]
+    items = {
+        "item_row": pa.array(range(n), pa.int32()),
+        "item_id": ids,
+        "valid_from_us": [START_US + int(r * span) for r in released],
+        "valid_to_us": [2**63 - 1] * n,
+        "title": [f"title {i}" for i in ids],
+        "category": [None] * n,
+        "price": pa.array([float(1 + i % 7) for i in range(n)], pa.float64()),
+    }
+    items |= {f"vec_{space}": pa.array(rows, pa.list_(pa.float32())) for space, rows in vectors.items()}
+    events = {
+        "event_id": [f"e{k}" for k in range(len(chosen))],
+        "user_id": [f"u{user}" for user, _, _ in chosen],
+        "item_id": [f"i{item}" for _, item, _ in chosen],
+        "event_type": ["click"] * len(chosen),
+        "value": pa.array([None] * len(chosen), pa.float64()),
+        "timestamp_us": [START_US + int(t * span) for _, _, t in chosen],
+    }
+    labels = events | {"item_row": pa.array([item for _, item, _ in chosen], pa.int32())}
+    users = {"user_id": sorted({f"u{user}" for user, _, _ in chosen})}
+    tables = {"items": items, "events": events, "labels": labels, "users": users}
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    meta = {"spaces": [space.to_dict() for space in spaces.values()], "views": [], "cutoff": None, "counts": {}}
+    (folder / "meta.json").write_text(json.dumps(meta))

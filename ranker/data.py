@@ -1,0 +1,292 @@
+"""Training sets: reads the folder that point-in-time training makes, finds the item version valid at an instant, splits by time.
+
+What lies before each label is `examples`' work. Numpy and pyarrow only.
+"""
+
+# Shapes are part of names: R item versions, I items.
+# ruff: noqa: N802, N806, N815
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from encoders.space import MODALITIES, EmbeddingSpace
+from feature_store.history import Events
+from ranker.config import RankerConfig
+from ranker.errors import TrainingSetError
+from ranker.inputs import ItemBatch
+
+Ints = NDArray[np.int64]
+NO_ROW: Final = -1
+
+
+@dataclass(frozen=True)
+class Items:
+    """Item versions: R rows over I items; a version is valid at t where valid_from < t <= valid_to."""
+
+    names: list[str]  # I item ids
+    item_R: Ints
+    valid_from_R: Ints
+    valid_to_R: Ints
+    category: list[str | None]
+    price: NDArray[np.float64]
+    vectors: Mapping[str, NDArray[np.float32]]
+    present: Mapping[str, NDArray[np.bool_]]
+
+    def __len__(self) -> int:
+        return len(self.item_R)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """item_id -> number."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def released_I(self) -> Ints:
+        """When each item's first version became valid."""
+        first = np.full(len(self.names), np.iinfo(np.int64).max)
+        np.minimum.at(first, self.item_R, self.valid_from_R)
+        return first
+
+    @cached_property
+    def _starts(self) -> tuple[Ints, Ints, Ints]:
+        """Distinct starts of validity, rows ordered by (item, start), and the sorted keys of that order."""
+        starts, rank_R = np.unique(self.valid_from_R, return_inverse=True)
+        keys = self.item_R * (len(starts) + 1) + rank_R
+        order = np.argsort(keys, kind="stable")
+        return starts, order, keys[order]
+
+    def rows_at(self, items: Ints, times_us: Ints) -> Ints:
+        """Row of each item's version valid at its time; `NO_ROW` where there is none. Arrays of one shape, or broadcastable."""
+        starts, order, keys = self._starts
+        wanted = items * (len(starts) + 1) + np.searchsorted(starts, times_us, side="left")
+        at = np.searchsorted(keys, wanted, side="left") - 1
+        row = order[np.maximum(at, 0)]
+        good = (at >= 0) & (self.item_R[row] == items) & (times_us <= self.valid_to_R[row])
+        return np.where(good, row, NO_ROW)
+
+    def valid_rows(self, t_us: int) -> Ints:
+        """All rows valid at an instant: at most one for each item."""
+        return np.flatnonzero((self.valid_from_R < t_us) & (t_us <= self.valid_to_R))
+
+    def batch(self, rows: Ints) -> ItemBatch:
+        """The versions at `rows`, as the model's way in wants them."""
+        return ItemBatch(
+            [self.names[i] for i in self.item_R[rows]],
+            {space: v[rows] for space, v in self.vectors.items()},
+            {space: p[rows] for space, p in self.present.items()},
+            [self.category[r] for r in rows],
+            self.price[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """n labelled events, in order of time."""
+
+    event_ids: list[str]
+    users: list[str]
+    item_row: Ints
+    event_types: list[str]
+    values: NDArray[np.float64]
+    timestamps_us: Ints
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+    def take(self, rows: Ints) -> "Labels":
+        """The labels at `rows`, in that order."""
+        at = rows.tolist()
+        return Labels(
+            [self.event_ids[i] for i in at],
+            [self.users[i] for i in at],
+            self.item_row[at],
+            [self.event_types[i] for i in at],
+            self.values[at],
+            self.timestamps_us[at],
+        )
+
+    def positive(self, config: RankerConfig) -> NDArray[np.bool_]:
+        """Which labels [n] say that the user liked the item."""
+        return positive_events(self.event_types, self.values, config)
+
+
+def positive_events(types: Sequence[str], values: NDArray[np.float64], config: RankerConfig) -> NDArray[np.bool_]:
+    """Which events [n] count as liking: neither a negative type, nor a rating below the bar."""
+    against = np.asarray([kind in config.negative_events for kind in types], bool)
+    rated = np.asarray([kind == "rating" for kind in types], bool) & np.isfinite(values)
+    return ~against & ~(rated & (np.where(rated, values, 0.0) < config.min_positive_rating))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labels by time: `train` before `train_end_us`, `validation` before `test_start_us`, `test` from there on."""
+
+    train: Labels
+    validation: Labels
+    test: Labels
+    train_end_us: int
+    test_start_us: int
+
+
+def time_split(labels: Labels, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
+    """Split labels by instants, so that all of one instant are on one side; raises `TrainingSetError` where a part is empty."""
+    times = np.sort(labels.timestamps_us)
+    if not len(times):
+        raise TrainingSetError("there are no labels to train on: ingest interactions first")
+    cuts = [int(times[min(len(times) - 1, round(len(times) * sum(fractions[:n])))]) for n in (1, 2)]
+    side = np.searchsorted(cuts, labels.timestamps_us, side="right")
+    parts = [labels.take(np.flatnonzero(side == part)) for part in range(3)]
+    if not all(len(part) for part in parts):
+        raise TrainingSetError(
+            f"{len(labels)} labels are too few, or too close in time, to split into train, validation and test"
+        )
+    return Split(parts[0], parts[1], parts[2], cuts[0], cuts[1])
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A point-in-time training set in memory; `events` by user, `profiles` by user, `meta` as its maker wrote it."""
+
+    items: Items
+    labels: Labels
+    events: Mapping[str, Events]
+    profiles: Mapping[str, NDArray[np.float32]]
+    spaces: Mapping[str, EmbeddingSpace]
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingSet":
+        """Read the folder that `build_training_set` wrote; raises `TrainingSetError` where it cannot be used."""
+        try:
+            meta = json.loads((folder / "meta.json").read_bytes())
+            tables = {
+                name: pq.read_table(folder / f"{name}.parquet") for name in ("items", "labels", "events", "users")
+            }
+        except (OSError, ValueError) as error:
+            raise TrainingSetError(f"training set {folder} cannot be read: {error}") from error
+        spaces = spaces_by_modality([EmbeddingSpace.from_dict(space) for space in meta["spaces"]])
+        items = _read_items(tables["items"], spaces)
+        return cls(
+            items,
+            _read_labels(tables["labels"]),
+            _read_events(tables["events"]),
+            _read_profiles(tables["users"], spaces),
+            spaces,
+            meta,
+        )
+
+    def shuffled_content(self, seed: int) -> "TrainingSet":
+        """The same items, ids, times and events, but every item has the content (vectors, category, price) of another one.
+
+        What a model gains over popularity on this, it did not gain by content.
+        """
+        rng = np.random.default_rng(seed)
+        other_I = rng.permutation(len(self.items.names))
+        last_row_I = np.zeros(len(self.items.names), np.int64)
+        last_row_I[self.items.item_R] = np.arange(len(self.items))
+        rows = last_row_I[other_I[self.items.item_R]]
+        content = self.items.batch(rows)
+        shuffled = replace(
+            self.items,
+            category=list(content.category or []),
+            price=self.items.price[rows],
+            vectors=content.vectors,
+            present=content.present,
+        )
+        return replace(self, items=shuffled)
+
+
+def spaces_by_modality(spaces: Sequence[EmbeddingSpace]) -> dict[str, EmbeddingSpace]:
+    """One space per modality, in the usual order; two of one modality are an error."""
+    by_modality = {space.modality: space for space in spaces}
+    if len(by_modality) != len(spaces):
+        raise TrainingSetError(
+            f"a ranker reads one space per modality, not {sorted(space.space_id for space in spaces)}"
+        )
+    return {m: by_modality[m] for m in MODALITIES if m in by_modality}
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
+    table = table.sort_by("item_row")
+    names, item_r = np.unique(np.asarray(table["item_id"].to_pylist(), object), return_inverse=True)
+    vectors, present = {}, {}
+    for space in spaces.values():
+        vectors[space.space_id], present[space.space_id] = vector_column(table, f"vec_{space.space_id}", space.dim)
+    return Items(
+        names.tolist(),
+        item_r.astype(np.int64),
+        _ints(table, "valid_from_us"),
+        _ints(table, "valid_to_us"),
+        table["category"].to_pylist(),
+        _floats(table, "price"),
+        vectors,
+        present,
+    )
+
+
+def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A list<float> column -> vectors [n, dim] (0 where null) and presence [n]."""
+    if name not in table.column_names:
+        raise TrainingSetError(f"the training set has no column {name}; it has {', '.join(table.column_names)}")
+    column = table[name].combine_chunks()
+    present = np.asarray(column.is_valid())
+    flat = np.asarray(column.drop_null().flatten(), np.float32)
+    if flat.size != present.sum() * dim:
+        raise TrainingSetError(f"vectors of {name} are not all of length {dim}")
+    vectors = np.zeros((len(present), dim), np.float32)
+    vectors[present] = flat.reshape(-1, dim)
+    return vectors, present
+
+
+def _read_labels(table: pa.Table) -> Labels:
+    table = table.sort_by([("timestamp_us", "ascending"), ("event_id", "ascending")])
+    return Labels(
+        table["event_id"].to_pylist(),
+        table["user_id"].to_pylist(),
+        _ints(table, "item_row"),
+        table["event_type"].to_pylist(),
+        _floats(table, "value"),
+        _ints(table, "timestamp_us"),
+    )
+
+
+def _read_events(table: pa.Table) -> dict[str, Events]:
+    table = table.sort_by([("user_id", "ascending"), ("timestamp_us", "ascending"), ("event_id", "ascending")])
+    users = np.asarray(table["user_id"].to_pylist(), object)
+    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, np.int64)
+    ids, items, kinds = (table[name].to_pylist() for name in ("event_id", "item_id", "event_type"))
+    values, times = _floats(table, "value"), _ints(table, "timestamp_us")
+    ends = [*starts[1:].tolist(), len(users)]
+    return {
+        str(users[a]): Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b])
+        for a, b in zip(starts.tolist(), ends, strict=True)
+    }
+
+
+def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, NDArray[np.float32]]:
+    space = spaces.get("text")
+    if space is None or f"vec_{space.space_id}" not in table.column_names:
+        return {}
+    vectors, present = vector_column(table, f"vec_{space.space_id}", space.dim)
+    users = table["user_id"].to_pylist()
+    return {users[i]: vectors[i] for i in np.flatnonzero(present)}
+
+
+def _ints(table: pa.Table, name: str) -> Ints:
+    return np.asarray(table[name].combine_chunks(), np.int64)
+
+
+def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:
+    return np.asarray(table[name].cast(pa.float64()).combine_chunks().fill_null(np.nan), np.float64)

@@ -1,0 +1,96 @@
+"""What is counted rather than learned: vocabularies, projections of each space, popularity, scales; all from before the test.
+
+Projections and scales are fitted on items and labels of the training window only.
+"""
+
+import numpy as np
+import torch
+
+from ranker.config import RankerConfig
+from ranker.data import Ints, Labels, Split, TrainingSet
+from ranker.examples import Examples
+from ranker.inputs import ItemInputs, Vocabulary
+from ranker.model import FusionRanker, Shapes
+from ranker.popularity import Popularity
+
+MAX_FIT_ITEMS = 20_000  # principal axes hardly move with more
+
+
+def build_vocabulary(ts: TrainingSet, split: Split) -> Vocabulary:
+    """Names that are known before the test: items available by then, their categories, event types met by then."""
+    items = np.flatnonzero(ts.items.released_I < split.test_start_us)
+    rows = np.flatnonzero(ts.items.valid_from_R < split.test_start_us)
+    categories = {category for r in rows if (category := ts.items.category[r])}
+    types = {
+        kind
+        for events in ts.events.values()
+        for kind, t_us in zip(events.event_types, events.timestamps_us, strict=True)
+        if t_us < split.test_start_us
+    }
+    return Vocabulary(tuple(ts.items.names[i] for i in items), tuple(sorted(categories)), tuple(sorted(types)))
+
+
+def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary: Vocabulary) -> FusionRanker:
+    """A new model with everything fitted that is not learned; its random weights come from torch's current seed."""
+    shapes = Shapes(
+        {modality: space.dim for modality, space in ts.spaces.items()},
+        len(vocabulary.items),
+        len(vocabulary.categories),
+        len(vocabulary.event_types),
+    )
+    model = FusionRanker(config, shapes)
+    _fit_projections(model, ts, split)
+    _fit_scales(model, ts, split)
+    set_popularity(model, ts, vocabulary, Popularity.of(ts, config), split.train_end_us)
+    trained = set(ts.items.item_R[split.train.item_row].tolist())
+    for index, name in enumerate(vocabulary.items, start=1):
+        if ts.items.index[name] not in trained:
+            model.id_row[index] = 0  # nothing was learned of it: it is read as unknown
+    return model
+
+
+def _fit_projections(model: FusionRanker, ts: TrainingSet, split: Split) -> None:
+    rows = np.flatnonzero(ts.items.valid_from_R < split.train_end_us)
+    for modality, space in ts.spaces.items():
+        there = rows[ts.items.present[space.space_id][rows]]
+        chosen = there[:: -(-len(there) // MAX_FIT_ITEMS) or 1]
+        vectors = torch.from_numpy(ts.items.vectors[space.space_id][chosen])
+        model.projection(modality).fit(vectors, model.config.whitening)
+    if "text" in ts.spaces and ts.profiles:
+        mean = np.mean(list(ts.profiles.values()), axis=0)
+        model.profile_mean.copy_(torch.from_numpy(mean))
+
+
+def _fit_scales(model: FusionRanker, ts: TrainingSet, split: Split) -> None:
+    rows = ts.items.valid_from_R < split.train_end_us
+    with np.errstate(invalid="ignore"):
+        _set_stats(model.price_stats, np.log1p(ts.items.price[rows]))
+    _set_stats(model.rating_stats, ratings(split.train))
+
+
+def ratings(labels: Labels) -> np.ndarray:
+    """The labels' ratings; NaN for labels that are none."""
+    return np.where([kind == "rating" for kind in labels.event_types], labels.values, np.nan)
+
+
+def _set_stats(buffer: torch.Tensor, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if len(finite) > 1:
+        buffer.copy_(torch.tensor([finite.mean(), max(float(finite.std()), 1e-3)]))
+
+
+def set_popularity(
+    model: FusionRanker, ts: TrainingSet, vocabulary: Vocabulary, counted: Popularity, t_us: int
+) -> None:
+    """Freeze popularity as it was at an instant."""
+    items = np.asarray([ts.items.index[name] for name in vocabulary.items], np.int64)
+    if len(items):
+        model.popularity[1:] = torch.from_numpy(counted.log_share(items, np.asarray([t_us]))[0])
+
+
+def set_centres(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
+    """Start each space's centre at the mean of what is liked: a history says how a user differs from everybody."""
+    liked: Ints = examples.labels.item_row
+    content = inputs.spaces_NMK[torch.from_numpy(liked)]
+    count = inputs.present_NM[torch.from_numpy(liked)].sum(0).clamp_min(1)
+    model.gates.centre.data.copy_(content.sum(0) / count[:, None])
