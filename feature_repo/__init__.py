@@ -1,0 +1,1 @@
+"""Feast definitions of Triptych: what `feast apply` registers."""

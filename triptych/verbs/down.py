@@ -18,4 +18,6 @@ def down() -> None:
     from feature_store.home import find_home
 
     home = find_home()
-    console.print("milvus stopped" if stop(home) else f"no Milvus was running for {home.root}", highlight=False, soft_wrap=True)
+    console.print(
+        "milvus stopped" if stop(home) else f"no Milvus was running for {home.root}", highlight=False, soft_wrap=True
+    )
