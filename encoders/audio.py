@@ -142,9 +142,10 @@ class AudioEncoder:
     def _forward(self, windows: NDArray[np.float32]) -> Vectors:
         import torch
 
+        model = self._model  # loaded before inference mode: see ImageEncoder
         inputs = torch.from_numpy(windows).to(device=self._compute.device, dtype=self._compute.torch_dtype)
         with torch.inference_mode():
-            hidden = self._model(inputs).last_hidden_state  # [windows, frames, dim]
+            hidden = model(inputs).last_hidden_state  # [windows, frames, dim]
         return to_numpy(hidden.float().mean(1))
 
     @functools.cached_property

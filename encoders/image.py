@@ -4,7 +4,7 @@ Preprocessing is open_clip's own transform. The model is loaded on the first use
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGES_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
-TEXTS_PER_BATCH: Final = 32
+TEXTS_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
 # Beyond this ratio of sides only the middle is resized: the transform would crop to it anyway, after making a picture of
 # 1 x 50,000 pixels 224 wide and 11 million high.
 MAX_ASPECT: Final = 16
@@ -98,33 +98,36 @@ class ImageEncoder:
         """Unit vectors [n, dim] of RGB pictures, in their order; `progress` is told how many more are done."""
         import torch
 
-        def forward(batch: Sequence["Image"]) -> Any:
+        def forward(model: Any, batch: Sequence["Image"]) -> Any:
             pixels = torch.stack([self._loaded.transform(trim_aspect(picture)) for picture in batch])
-            return self._loaded.model.encode_image(
-                pixels.to(device=self._compute.device, dtype=self._compute.torch_dtype)
+            return model.encode_image(
+                pixels.to(self._compute.device, self._compute.torch_dtype, memory_format=torch.channels_last)
             )
 
-        size = IMAGES_PER_BATCH[self._compute.kind]
-        return self._in_batches(items, size, forward, progress)
+        return self._in_batches(items, IMAGES_PER_BATCH, forward, progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of texts, comparable with those of pictures."""
 
-        def forward(batch: Sequence[str]) -> Any:
-            return self._model.encode_text(self._loaded.tokenize(list(batch)).to(self._compute.device))
+        def forward(model: Any, batch: Sequence[str]) -> Any:
+            return model.encode_text(self._loaded.tokenize(list(batch)).to(self._compute.device))
 
         return self._in_batches(texts, TEXTS_PER_BATCH, forward, None)
 
     def _in_batches(
-        self, items: Sequence[Any], size: int, forward: Callable[[Any], Any], progress: Progress
+        self, items: Sequence[Any], sizes: Mapping[str, int], forward: Callable[[Any, Any], Any], progress: Progress
     ) -> Vectors:
         import torch
 
         vectors = np.zeros((len(items), self.space.dim), dtype=np.float32)
+        if not items:
+            return vectors
+        # Loaded before inference mode: weights moved inside it give wrong answers (torch 2.11, channels-last convolutions).
+        model, size = self._model, sizes[self._compute.kind]
         for start in range(0, len(items), size):
             batch = items[start : start + size]
             with torch.inference_mode():
-                vectors[start : start + len(batch)] = to_numpy(forward(batch))
+                vectors[start : start + len(batch)] = to_numpy(forward(model, batch))
             if progress:
                 progress(len(batch))
         return unit_vectors(vectors, self.space)
