@@ -88,7 +88,7 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_UNKNOWN_ITEMS: _DegradedReason.ValueType  # 2
     """Some candidates have no vectors and no profile: scored cold."""
     DEGRADED_REASON_MISSING_MODALITY: _DegradedReason.ValueType  # 3
-    """Some candidates lack a modality that the model reads."""
+    """Some returned items lack a modality that the model reads."""
     DEGRADED_REASON_STORE_UNAVAILABLE: _DegradedReason.ValueType  # 4
     """The vector store did not answer; what the server holds in memory was used."""
     DEGRADED_REASON_RETRIEVAL_FALLBACK: _DegradedReason.ValueType  # 5
@@ -111,7 +111,7 @@ DEGRADED_REASON_UNKNOWN_USER: DegradedReason.ValueType  # 1
 DEGRADED_REASON_UNKNOWN_ITEMS: DegradedReason.ValueType  # 2
 """Some candidates have no vectors and no profile: scored cold."""
 DEGRADED_REASON_MISSING_MODALITY: DegradedReason.ValueType  # 3
-"""Some candidates lack a modality that the model reads."""
+"""Some returned items lack a modality that the model reads."""
 DEGRADED_REASON_STORE_UNAVAILABLE: DegradedReason.ValueType  # 4
 """The vector store did not answer; what the server holds in memory was used."""
 DEGRADED_REASON_RETRIEVAL_FALLBACK: DegradedReason.ValueType  # 5
@@ -220,7 +220,9 @@ class Event(_message.Message):
     """Probability with which the policy that logged it showed the item; absent: the ranking was deterministic."""
     @_builtins.property
     def event_timestamp(self) -> _timestamp_pb2.Timestamp:
-        """When it happened; the server's clock where it is absent. Microseconds are kept."""
+        """When it happened; the server's clock where it is absent. Microseconds are kept. Up to 5 minutes ahead of the server's clock
+        counts as now; further ahead is refused.
+        """
 
     def __init__(
         self,

@@ -162,7 +162,7 @@ class Influences(_message.Message):
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Attention weights, as many as item_ids; all of the history's sum to 1."""
+        """Attention weights, as many as item_ids; those of the whole history sum to at most 1."""
 
     def __init__(
         self,

@@ -1,0 +1,172 @@
+"""The hot tier: this process's copy of the item vectors, a matrix per space, and of the little that a model reads beside them.
+
+Loaded from Milvus by scanning whole views. A load makes a new `Catalogue` and the old one stays valid for the requests that
+hold it; a store that is down leaves what is there.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from feature_store.errors import ViewNotFoundError
+from feature_store.milvus_core import MilvusCore
+from feature_store.spaces import view_name
+from ranker.scorer import ItemBatch
+from serving import convert
+
+PROFILE_VIEW: Final = "item_profile"
+SCAN_ROWS: Final = 4096
+
+
+@dataclass(frozen=True)
+class SpaceMatrix:
+    """Item vectors of one space: `vectors` float32 [n, dim] of `ids`."""
+
+    ids: list[str]
+    vectors: NDArray[np.float32]
+    loaded_us: int
+
+    @classmethod
+    def scan(cls, core: MilvusCore, space_id: str) -> Self:
+        """Read the view `item_<space_id>`; a view that does not exist is an empty one."""
+        batches = _scan_vectors(core, view_name("item", space_id))
+        ids = [str(i) for batch in batches for i in batch.column(0).to_pylist()]
+        parts = [_matrix(batch.column(batch.num_columns - 1)) for batch in batches if batch.num_rows]
+        vectors = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+        return cls(ids, vectors, convert.now_us())
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """What a model reads of items beside vectors."""
+
+    category: Mapping[str, str | None] = field(default_factory=dict)
+    price: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def scan(cls, core: MilvusCore) -> Self:
+        """Read the view `item_profile`."""
+        category: dict[str, str | None] = {}
+        price: dict[str, float] = {}
+        for batch in _scan(core, PROFILE_VIEW, ["category", "price"]):
+            ids = batch.column(0).to_pylist()
+            category.update(zip(ids, batch.column("category").to_pylist(), strict=True))
+            price.update(_known_prices(ids, batch.column("price").to_pylist()))
+        return cls(category, price)
+
+    def columns(self, ids: Sequence[str]) -> tuple[list[str | None], NDArray[np.float64]]:
+        """Categories (None: unknown) and prices (NaN: unknown) of `ids`."""
+        prices = np.array([self.price.get(i, np.nan) for i in ids], np.float64)
+        return [self.category.get(i) for i in ids], prices
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What was loaded; `generation` counts loads."""
+
+    matrices: Mapping[str, SpaceMatrix] = field(default_factory=dict)
+    profiles: Profiles = field(default_factory=Profiles)
+    generation: int = 0
+
+    def items(self, space_ids: Iterable[str]) -> ItemBatch:
+        """All items that have a profile or a vector in one of these spaces, sorted by id."""
+        wanted = [space_id for space_id in space_ids if space_id in self.matrices]
+        known = set(self.profiles.category).union(*(self.matrices[space_id].ids for space_id in wanted))
+        ids = sorted(known)
+        row_of = {item_id: row for row, item_id in enumerate(ids)}
+        vectors, present = {}, {}
+        for space_id in wanted:
+            matrix = self.matrices[space_id]
+            if matrix.ids:
+                vectors[space_id], present[space_id] = _aligned(matrix, row_of)
+        category, price = self.profiles.columns(ids)
+        return ItemBatch(ids, vectors, present, category, price)
+
+    def items_loaded(self, space_id: str) -> int:
+        """How many item vectors of a space are here."""
+        matrix = self.matrices.get(space_id)
+        return len(matrix.ids) if matrix else 0
+
+    def loaded(self, core: MilvusCore, space_ids: Iterable[str]) -> "Catalogue":
+        """A catalogue with these spaces and the profiles read anew from the store."""
+        fresh = {space_id: SpaceMatrix.scan(core, space_id) for space_id in space_ids}
+        return Catalogue({**self.matrices, **fresh}, Profiles.scan(core), self.generation + 1)
+
+
+def read_items(core: MilvusCore, ids: Sequence[str], space_ids: Iterable[str]) -> ItemBatch:
+    """Items by id, straight from the store: those that arrived after the last load."""
+    vectors, present = {}, {}
+    for space_id in space_ids:
+        try:
+            vectors[space_id], present[space_id], _ = core.read_vectors(view_name("item", space_id), list(ids))
+        except ViewNotFoundError:
+            continue
+    category, price = _read_profiles(core, ids).columns(ids)
+    return ItemBatch(list(ids), vectors, present, category, price)
+
+
+def is_known(batch: ItemBatch) -> NDArray[np.bool_]:
+    """Which items of a batch [n] have a vector, a category or a price."""
+    known = np.array([category is not None for category in batch.category or []], bool)
+    known |= np.isfinite(batch.price) if batch.price is not None else False
+    for present in batch.present.values():
+        known |= present
+    return known
+
+
+def signature(core: MilvusCore, space_ids: Iterable[str]) -> dict[str, int]:
+    """Rows per view: what cheap polling can see of a change."""
+    views = [PROFILE_VIEW, *(view_name("item", space_id) for space_id in space_ids)]
+    return {view: _count(core, view) for view in views}
+
+
+def _count(core: MilvusCore, view: str) -> int:
+    try:
+        return int(core.count(view))
+    except ViewNotFoundError:
+        return -1
+
+
+def _scan(core: MilvusCore, view: str, fields: list[str]) -> list[pa.RecordBatch]:
+    try:
+        return list(core.scan(view, fields, SCAN_ROWS))
+    except ViewNotFoundError:
+        return []
+
+
+def _scan_vectors(core: MilvusCore, view: str) -> list[pa.RecordBatch]:
+    """Batches whose first column is the id and whose last is the vector."""
+    try:
+        vector_field = core.describe_view(view).vector_field
+    except ViewNotFoundError:
+        return []
+    return _scan(core, view, [vector_field]) if vector_field else []
+
+
+def _matrix(column: pa.Array) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return flat.reshape(len(column), -1)
+
+
+def _aligned(matrix: SpaceMatrix, row_of: Mapping[str, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    rows = [row_of[item_id] for item_id in matrix.ids]
+    vectors = np.zeros((len(row_of), matrix.vectors.shape[1]), np.float32)
+    present = np.zeros(len(row_of), bool)
+    vectors[rows], present[rows] = matrix.vectors, True
+    return vectors, present
+
+
+def _read_profiles(core: MilvusCore, ids: Sequence[str]) -> Profiles:
+    try:
+        columns = core.read_columns(PROFILE_VIEW, list(ids), ["category", "price"])
+    except ViewNotFoundError:
+        return Profiles()
+    return Profiles(dict(zip(ids, columns["category"], strict=True)), _known_prices(ids, columns["price"]))
+
+
+def _known_prices(ids: Sequence[str], prices: Sequence[float | None]) -> dict[str, float]:
+    return {i: price for i, price in zip(ids, prices, strict=True) if price is not None}

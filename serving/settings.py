@@ -1,0 +1,47 @@
+"""Settings of the serving process, read from the environment at its edge: `TRIPTYCH_SERVE_PORT`, ...
+
+Inside, rooms get the frozen object; nothing else reads the environment.
+"""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+
+
+class ServeSettings(BaseSettings):
+    """What an operator may set.
+
+    Attributes:
+        port, admin_port: 0 lets the system choose; the chosen ones are printed and written to `serve.json`.
+        default_deadline_seconds: for calls that bring none; a longer one is cut to `max_deadline_seconds`.
+        queue_capacity: jobs that may wait for each worker; past it calls get RESOURCE_EXHAUSTED.
+        permits: calls of one method that may be under way at once.
+        store_timeout_seconds: how long a request waits for Milvus before it goes on without.
+        store_retry_seconds: after a failure, how long Milvus is left alone.
+        refresh_seconds: how often changes of vectors and of the stable model are looked for.
+        drain_seconds: how long calls under way may go on after SIGTERM.
+        retrieve_k: candidates that are retrieved where a Rank request says nothing.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TRIPTYCH_SERVE_", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=0, ge=0, le=65535)
+    encoders: str | None = None
+    default_deadline_seconds: float = Field(default=5.0, gt=0)
+    max_deadline_seconds: float = Field(default=60.0, gt=0)
+    queue_capacity: int = Field(default=64, ge=1)
+    permits: int = Field(default=128, ge=1)
+    store_timeout_seconds: float = Field(default=0.5, gt=0)
+    store_retry_seconds: float = Field(default=2.0, ge=0)
+    refresh_seconds: float = Field(default=5.0, gt=0)
+    drain_seconds: float = Field(default=10.0, ge=0)
+    max_message_bytes: int = Field(default=64 * MEBIBYTE, ge=MEBIBYTE)
+    max_batch: int = Field(default=256, ge=1)
+    max_candidates: int = Field(default=5_000, ge=1)
+    max_events: int = Field(default=1_000, ge=1)
+    retrieve_k: int = Field(default=200, ge=1)
+    log_level: str = "info"

@@ -1,0 +1,198 @@
+import asyncio
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from feature_store.event_log import EventLog
+from feature_store.home import Home
+from protos.triptych.v1 import embedding_pb2, embedding_pb2_grpc
+from serving.budget import set_deadline
+from serving.errors import DeadlineExceeded, Overloaded
+from serving.server import RANKING, Server
+from serving.settings import ServeSettings
+from serving.workers import Worker
+from tests.serving.world import new_client, running
+from triptych.client import Client, ClientError, make_event
+
+
+def record_until(address: str, stop: threading.Event, acknowledged: list[str], writer: int) -> None:
+    """Record events one by one, noting the id of each that was acknowledged, until told or refused."""
+    with Client(address, timeout=5.0) as client:
+        for i in range(100_000):
+            if stop.is_set():
+                return
+            event = make_event("item_00", user_id=f"writer_{writer}", event_id=f"{writer}_{i}")
+            try:
+                client.record_events([event])
+            except ClientError:
+                return
+            acknowledged.append(event.event_id)
+
+
+def test_no_acknowledged_event_is_lost_by_a_kill(tmp_path):
+    """SIGKILL in the middle of requests: every acknowledged event is in the log, and the restarted server knows it."""
+    home = Home(tmp_path / "home").create()
+    acknowledged: list[str] = []
+    stop = threading.Event()
+    with running(home, "victim", until="listening") as victim:
+        writers = [
+            threading.Thread(target=record_until, args=(victim.address, stop, acknowledged, w)) for w in range(3)
+        ]
+        for writer in writers:
+            writer.start()
+        while len(acknowledged) < 60:
+            time.sleep(0.005)
+        assert victim.end(signal.SIGKILL) == -signal.SIGKILL
+        stop.set()
+        for writer in writers:
+            writer.join(20)
+    with contextlib.closing(EventLog(home.events)) as log:
+        kept = {event.event_id for event in log.read_after(0)}
+    assert set(acknowledged) <= kept
+    assert len(acknowledged) >= 60
+    with running(home, "restarted", until="listening") as restarted, new_client(restarted) as client:
+        events = [make_event("item_00", user_id="w", event_id=event_id) for event_id in acknowledged]
+        again = client.record_events(events)
+        assert (again.recorded, again.duplicates) == (0, len(acknowledged))
+        assert restarted.end(signal.SIGTERM) == 0  # while it is still loading encoders
+
+
+def test_sigterm_answers_what_is_under_way_and_ends_well(server, world):
+    """A call that began before SIGTERM is answered; then the process exits with 0 and takes its address file away."""
+    told: list[object] = []
+    serve_file = world.home.root / "serve.json"
+
+    def call() -> None:
+        with new_client(second, timeout=30.0) as client:
+            told.append(client.embed(texts=[f"{i} " + "many words " * 200 for i in range(64)])[0].vector)
+
+    with running(world.home, "ending") as second:
+        assert json.loads(serve_file.read_text())["address"] == second.address
+        caller = threading.Thread(target=call)
+        caller.start()
+        time.sleep(0.3)
+        assert second.end(signal.SIGTERM) == 0
+        caller.join(30)
+    assert told
+    assert told[0] is not None
+    assert not serve_file.exists()
+
+
+@contextlib.asynccontextmanager
+async def starting_server(root) -> AsyncIterator[tuple[Server, Client]]:
+    """A server in this process that listens and has loaded nothing."""
+    server = Server(Home(root).create(), ServeSettings(port=0, permits=1))
+    await server.start()
+    try:
+        with Client(server.address, timeout=5.0) as client:
+            yield server, client
+    finally:
+        await server.stop()
+
+
+def test_a_server_without_a_model_says_what_to_do(tmp_path):
+    """Without a stable model Rank fails the precondition and names the command; ranking is NOT_SERVING; events are recorded."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path) as (server, client):
+            with pytest.raises(ClientError, match=r"UNAVAILABLE.*being loaded"):
+                await asyncio.to_thread(client.embed, texts=["a"])
+            with pytest.raises(ClientError, match="UNAVAILABLE"):
+                await asyncio.to_thread(client.rank, "ann")
+            await server._poll()
+            with pytest.raises(ClientError, match=r"FAILED_PRECONDITION.*triptych train"):
+                await asyncio.to_thread(client.rank, "ann")
+            assert not await asyncio.to_thread(client.healthy, RANKING)
+            recorded = await asyncio.to_thread(client.record_events, [make_event("i", user_id="u")])
+            assert recorded.recorded == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_draining_server_refuses_new_calls(tmp_path):
+    """While it drains, the server is NOT_SERVING and answers UNAVAILABLE with RetryInfo."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path) as (server, client):
+            await server.health.enter_graceful_shutdown()
+            server.guard.drain()
+            assert not await asyncio.to_thread(client.healthy, "triptych.v1.FeedbackService")
+            with pytest.raises(ClientError, match=r"UNAVAILABLE.*shutting down"):
+                await asyncio.to_thread(client.record_events, [make_event("i", user_id="u")])
+
+    asyncio.run(scenario())
+
+
+def test_calls_past_the_permits_are_told_when_to_come_back(tmp_path):
+    """Past a method's permits a call gets RESOURCE_EXHAUSTED with RetryInfo, and health still answers."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path) as (server, client):
+            server.guard._under_way["EmbeddingService/Embed"] = 1
+            error = await refused(server.address)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            retry = error_details_pb2.RetryInfo()
+            assert rpc_status.from_call(error).details[0].Unpack(retry)
+            assert retry.retry_delay.ToMilliseconds() > 0
+            assert not await asyncio.to_thread(client.healthy)  # answered: NOT_SERVING, since it is starting
+
+    async def refused(address: str) -> grpc.aio.AioRpcError:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Embed(embedding_pb2.EmbedRequest(inputs=[{"text": "a"}]), timeout=5)
+        return caught.value
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_at_once():
+    """A worker with room for one job refuses the second with a hint, and takes it once the first is done."""
+
+    async def scenario() -> None:
+        worker, gate = Worker("test", capacity=1), threading.Event()
+        first = asyncio.create_task(worker.run(gate.wait, 10))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded) as caught:
+            await worker.run(int)
+        assert caught.value.retry_seconds > 0
+        gate.set()
+        assert await first
+        await asyncio.sleep(0.05)
+        assert await worker.run(int, "7") == 7
+        worker.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_abandoned_job_keeps_its_place_until_its_thread_is_free():
+    """A caller that gives up does not make room while the thread still works; a job past its deadline is not started."""
+
+    async def scenario() -> None:
+        worker, gate, ran = Worker("test", capacity=2), threading.Event(), []
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await worker.run(gate.wait, 10)
+        late = asyncio.create_task(in_time(worker.run(ran.append, 1), 0.05))
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded):
+            await worker.run(int)
+        gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert ran == []
+        worker.close()
+
+    async def in_time(job, seconds):
+        set_deadline(seconds)
+        return await job
+
+    asyncio.run(scenario())

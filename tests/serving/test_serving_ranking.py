@@ -1,0 +1,276 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from feature_store import embedded
+from feature_store.connection import connect
+from protos.triptych.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, ranking_pb2, ranking_pb2_grpc
+from ranker import checkpoint
+from tests.serving.world import HISTORY, ITEMS, REPOSITORY, SILENT_ITEMS, png, reasons, until, wav, write_vectors
+from triptych.client import AdminClient, ClientError, make_event
+
+
+def test_reflection_and_health_are_all_that_a_client_needs(server, world, tmp_path):
+    """A process with no stubs of ours embeds a text, a picture and a sound, and ranks for a known and an unknown user."""
+    picture, sound = tmp_path / "a.png", tmp_path / "a.wav"
+    picture.write_bytes(png())
+    sound.write_bytes(wav())
+    script = REPOSITORY / "tests" / "serving" / "reflection_client.py"
+    command = [sys.executable, str(script), server.address, str(picture), str(sound)]
+    answered = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert answered.returncode == 0, answered.stderr
+    told = json.loads(answered.stdout)
+    assert set(told["statuses"].values()) == {1}  # SERVING
+    assert len(told["statuses"]) == 3
+    for vector, modality in zip(told["vectors"], ("text", "image", "audio"), strict=True):
+        assert vector["code"] == 0
+        assert vector["space_id"] == world.spaces[modality].space_id
+        assert vector["bytes"] == 4 * vector["dim"] == 4 * world.spaces[modality].dim
+    known, unknown = told["known"], told["unknown"]
+    assert known["model_id"] == "first"
+    assert len(known["item_ids"]) == len(unknown["item_ids"]) == 5
+    assert known["shares_bytes"] == 4 * 5 * len(known["share_groups"])
+    assert "DEGRADED_REASON_UNKNOWN_USER" in unknown["degraded"]
+    assert "DEGRADED_REASON_UNKNOWN_USER" not in known["degraded"]
+
+
+def test_given_candidates_are_ranked_with_reasons(client):
+    """All given candidates come back, best first, with finite shares by group and attention to the history's items."""
+    ranking = client.rank("ann", ITEMS[:10])
+    assert sorted(ranking.item_ids) == ITEMS[:10]
+    assert np.all(np.diff(ranking.scores) <= 0)
+    assert ranking.shares.shape == (10, len(ranking.share_groups))
+    assert set(ranking.share_groups) >= {"text", "image", "audio", "id"}
+    assert np.isfinite(ranking.shares).all()
+    assert np.ptp(ranking.shares) > 0
+    assert ranking.history_events == len(HISTORY)
+    assert {item for item, _ in ranking.influences[0]} <= set(HISTORY)
+    assert ranking.candidate_source == "REQUEST"
+    assert {"history", "score", "total"} <= set(ranking.timings_ms)
+
+
+def test_shares_add_up_to_differences_of_scores(client):
+    """Shares are counted from one base for all items, so that their sums differ exactly as the scores do."""
+    ranking = client.rank("ann", ITEMS[:6])
+    base = ranking.scores - ranking.shares.sum(axis=1)
+    np.testing.assert_allclose(base, base[0], atol=1e-3)
+
+
+def test_retrieved_candidates_leave_out_what_was_seen(client):
+    """Without candidates the vector store is searched, and items of the history come only where they are asked for."""
+    ranking = client.rank("ann", top_n=40)
+    assert ranking.candidate_source == "VECTOR_STORE"
+    assert not set(HISTORY) & set(ranking.item_ids)
+    assert ranking.candidates == len(ITEMS) - len(HISTORY)
+    assert set(HISTORY) <= set(client.rank("ann", top_n=40, keep_seen=True).item_ids)
+
+
+def test_explanations_can_be_skipped(client):
+    """The same order without shares and influences."""
+    full, bare = client.rank("ann", ITEMS[:8]), client.rank("ann", ITEMS[:8], explain=False)
+    assert bare.item_ids == full.item_ids
+    assert bare.share_groups == []
+    assert bare.influences == []
+
+
+def test_an_unknown_item_is_ranked_cold_and_said_so(client):
+    """An item that nobody knows gets a finite score, and the reply says that nothing is known of it."""
+    ranking = client.rank("ann", [ITEMS[0], "never_heard_of"])
+    assert set(ranking.item_ids) == {ITEMS[0], "never_heard_of"}
+    assert np.isfinite(ranking.scores).all()
+    [unknown] = [one for one in ranking.degraded if one.reason == "UNKNOWN_ITEMS"]
+    assert unknown.count == 1
+    assert "never_heard_of" in unknown.detail
+
+
+def test_missing_modalities_are_counted(client):
+    """Items without a sound are ranked, and the reply says how many and which modality."""
+    ranking = client.rank("ann", SILENT_ITEMS[:3])
+    [missing] = [one for one in ranking.degraded if one.reason == "MISSING_MODALITY"]
+    assert (missing.count, missing.modality) == (3, "audio")
+
+
+def test_recorded_events_change_the_next_ranking_at_once(client):
+    """An event that was acknowledged is history in the very next Rank; recording it again changes nothing."""
+    user = f"user_{time.time_ns()}"
+    before = client.rank(user, ITEMS[:12])
+    event = make_event("item_20", "click", user_id=user)
+    assert client.record_events([event]).recorded == 1
+    after = client.rank(user, ITEMS[:12])
+    assert "UNKNOWN_USER" in reasons(before)
+    assert "UNKNOWN_USER" not in reasons(after)
+    assert (before.history_events, after.history_events) == (0, 1)
+    assert not np.allclose(sorted(before.scores), sorted(after.scores))
+    again = client.record_events([event])
+    assert (again.recorded, again.duplicates) == (0, 1)
+    assert client.rank(user, ITEMS[:12]).history_events == 1
+
+
+def test_session_events_count_and_are_not_recorded(client):
+    """Events of the session change this ranking as recorded ones would, and leave no trace."""
+    user = f"user_{time.time_ns()}"
+    session = [common_pb2.Event(item_id="item_20", event_type="click")]
+    assert client.rank(user, ITEMS[:5], session_events=session).history_events == 1
+    assert client.rank(user, ITEMS[:5]).history_events == 0
+
+
+def test_only_the_past_is_history(client):
+    """Ranking for an instant reads only what happened strictly before it."""
+    user = f"user_{time.time_ns()}"
+    moment = datetime.now(UTC) - timedelta(hours=1)
+    client.record_events([make_event("item_20", user_id=user, at=moment)])
+    assert client.rank(user, ITEMS[:5], at=moment).history_events == 0
+    assert client.rank(user, ITEMS[:5], at=moment + timedelta(microseconds=1)).history_events == 1
+
+
+def test_a_query_changes_the_ranking(client):
+    """A text query goes into the model's text and image spaces and moves the scores."""
+    plain, asked = client.rank("ann", ITEMS[:10]), client.rank("ann", ITEMS[:10], query="a red bicycle")
+    assert dict(zip(plain.item_ids, plain.scores, strict=True)) != dict(zip(asked.item_ids, asked.scores, strict=True))
+    assert "QUERY_IGNORED" not in reasons(asked)
+
+
+def test_retrieval_finds_what_the_query_says(client, world):
+    """An item that is stored under the vector of some words is found first by those words, though no server has loaded it."""
+    [bird] = client.embed(texts=["a loud bird"])
+    with contextlib.closing(connect(world.home)) as core:
+        write_vectors(core, f"item_{bird.space_id}", ["bird"], bird.vector[None])
+    found = until(lambda: (f := client.retrieve(query="a loud bird", k=3)).item_ids[:1] == ["bird"] and f)
+    assert found.scores[0] == pytest.approx(1.0, abs=1e-3)
+    assert found.space_id == bird.space_id
+    assert "UNKNOWN_ITEMS" not in reasons(client.rank("ann", ["bird", ITEMS[0]]))
+
+
+def test_retrieval_for_a_user_is_in_the_models_space(client):
+    """Without a query the user's own neighbours in the model's fused space come, without what they have seen."""
+    found = client.retrieve("ann", k=8, exclude=[ITEMS[0]])
+    assert found.space_id == "fused_first"
+    assert found.model_id == "first"
+    assert len(found.item_ids) == 8
+    assert not {*HISTORY, ITEMS[0]} & set(found.item_ids)
+
+
+def test_a_model_that_is_not_loaded_is_not_found(client):
+    """NOT_FOUND names the model and what is loaded."""
+    with pytest.raises(ClientError, match="ghost") as caught:
+        client.rank("ann", model_id="ghost")
+    assert caught.value.code == "NOT_FOUND"
+
+
+def test_promotion_switches_the_model_and_undo_is_followed(client, server, world):
+    """AdminService promotes for everybody at once; a switch made from outside is followed by the watcher."""
+    admin = AdminClient(server.admin_address)
+    try:
+        assert not {m.model_id: m.loaded for m in client.list_models()}["second"]
+        assert admin.promote_model("second").stable
+        assert client.rank("ann", ITEMS[:3]).model_id == "second"
+        assert client.rank("ann", ITEMS[:3], model_id="first").model_id == "first"
+        assert {m.model_id for m in client.list_models() if m.previous} == {"first"}
+        checkpoint.undo(world.home)
+        until(lambda: client.rank("ann", ITEMS[:3]).model_id == "first")
+        with pytest.raises(ClientError, match="NOT_FOUND"):
+            admin.promote_model("ghost")
+    finally:
+        admin.close()
+
+
+def test_administration_is_not_on_the_public_port(server):
+    """Who can rank cannot promote."""
+    admin = AdminClient(server.address)
+    with pytest.raises(ClientError) as caught:
+        admin.promote_model("second")
+    admin.close()
+    assert caught.value.code == "UNIMPLEMENTED"
+
+
+def test_refreshed_vectors_are_counted(server, world):
+    """RefreshVectors answers with the items that are in memory now."""
+    admin = AdminClient(server.admin_address)
+    counts = admin.refresh_vectors()
+    admin.close()
+    assert counts[world.spaces["audio"].space_id] == len(ITEMS) - len(SILENT_ITEMS)
+
+
+RANK, RETRIEVE, RECORD = "Rank", "Retrieve", "RecordEvents"
+CLICK = {"user_id": "ann", "item_id": "i", "event_type": "click"}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "field"),
+    [
+        (RANK, {}, "user_id"),
+        (RANK, {"user_id": "ä" * 65}, "user_id"),
+        (RANK, {"user_id": "ann", "item_ids": ["a", "b", "a"]}, "item_ids[2]"),
+        (RANK, {"user_id": "ann", "item_ids": ["a", ""]}, "item_ids[1]"),
+        (RANK, {"user_id": "ann", "top_n": 100_000}, "top_n"),
+        (RANK, {"user_id": "ann", "session_events": [CLICK, {**CLICK, "user_id": "bob"}]}, "session_events[1].user_id"),
+        (RANK, {"user_id": "ann", "query": {}}, "query.content"),
+        (RANK, {"user_id": "ann", "query": {"text": " "}}, "query.text"),
+        (RETRIEVE, {}, "user_id"),
+        (RETRIEVE, {"query": {"vector": {"space_id": "s", "dim": 3, "data": b"1234"}}}, "query.vector.data"),
+        (RETRIEVE, {"user_id": "ann", "space_id": "text_x_00000000"}, "space_id"),
+        (RECORD, {}, "events"),
+        (RECORD, {"events": [CLICK, {**CLICK, "item_id": ""}]}, "events[1].item_id"),
+        (RECORD, {"events": [{**CLICK, "event_type": ""}]}, "events[0].event_type"),
+        (RECORD, {"events": [{**CLICK, "value": float("nan")}]}, "events[0].value"),
+        (RECORD, {"events": [{**CLICK, "propensity": 0.0}]}, "events[0].propensity"),
+        (RECORD, {"events": [{**CLICK, "event_timestamp": {"seconds": 9_999_999_999}}]}, "events[0].event_timestamp"),
+    ],
+)
+def test_invalid_requests_name_the_field(server, method, fields, field):
+    """INVALID_ARGUMENT carries google.rpc.BadRequest with the path of every wrong field."""
+    request = {
+        RANK: ranking_pb2.RankRequest,
+        RETRIEVE: ranking_pb2.RetrieveRequest,
+        RECORD: feedback_pb2.RecordEventsRequest,
+    }[method](**fields)
+    with grpc.insecure_channel(server.address) as channel:
+        service = feedback_pb2_grpc.FeedbackServiceStub if method == RECORD else ranking_pb2_grpc.RankingServiceStub
+        with pytest.raises(grpc.RpcError) as caught:
+            getattr(service(channel), method)(request, timeout=20)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    violations = error_details_pb2.BadRequest()
+    assert rpc_status.from_call(caught.value).details[0].Unpack(violations)
+    assert field in [one.field for one in violations.field_violations]
+
+
+def test_ranking_outlives_the_vector_store(client, world):
+    """With Milvus killed, Rank answers from memory and says so; once it is back, nothing is degraded any more."""
+    client.rank("ann")
+    killed = embedded.status(world.home)
+    os.kill(killed.pid, signal.SIGKILL)
+    lame = until(lambda: "STORE_UNAVAILABLE" in reasons(r := client.rank("ann", top_n=5)) and r)
+    assert "RETRIEVAL_FALLBACK" in reasons(lame)
+    assert lame.candidate_source == "MEMORY"
+    assert lame.history_events == len(HISTORY)  # as this server last saw it
+    assert len(lame.item_ids) == 5
+    assert not set(HISTORY) & set(lame.item_ids)
+    assert client.rank("ann", ITEMS[:5]).item_ids
+    user = f"user_{time.time_ns()}"
+    client.record_events([make_event("item_20", user_id=user)])
+    assert client.rank(user, ITEMS[:5]).history_events == 1
+    embedded.start(world.home)
+    until(lambda: not {"STORE_UNAVAILABLE", "RETRIEVAL_FALLBACK"} & reasons(client.rank("ann", top_n=5)), 30.0)
+
+
+def test_the_server_has_not_imported_feast(client, server):
+    """After embedding, ranking and recording, the interpreter's own list of imports holds torch, but not feast."""
+    client.embed(texts=["a"])
+    client.rank("ann")
+    client.record_events([make_event("item_20", user_id="importer")])
+    lines = [line for line in server.stderr.read_text().splitlines() if line.startswith("import time:")]
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    assert {"torch", "grpc", "serving"} <= imported
+    assert "feast" not in imported
+    assert "feature_repo" not in imported

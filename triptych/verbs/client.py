@@ -1,0 +1,230 @@
+"""`triptych client`: call a running server from a shell."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from triptych.console import console, err, fail, print_json
+
+if TYPE_CHECKING:
+    from triptych.client import Client, Degraded
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Call a running server: rank, retrieve, embed, record."
+)
+
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="host:port. [default: TRIPTYCH_TARGET, else the running server of this root, else 127.0.0.1:50051]"
+    ),
+]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+ModelId = Annotated[str, typer.Option("--model-id", help="A loaded model. [default: the stable one]")]
+
+
+def find_target(target: str | None) -> str:
+    """The address to call."""
+    from feature_store.home import find_home
+    from triptych.client import DEFAULT_TARGET
+
+    chosen = target or os.environ.get("TRIPTYCH_TARGET")
+    if chosen:
+        return chosen
+    try:
+        return str(json.loads((find_home().root / "serve.json").read_text())["address"])
+    except (OSError, ValueError, KeyError):
+        return DEFAULT_TARGET
+
+
+@contextmanager
+def connected(target: str | None, timeout: float) -> Iterator["Client"]:
+    """A client; failed calls become messages and exit code 1."""
+    from triptych.client import Client, ClientError
+
+    address = find_target(target)
+    with Client(address, timeout=timeout) as client:
+        try:
+            yield client
+        except ClientError as error:
+            hint = (
+                f"\nis a server running on {address}? start one with: triptych serve"
+                if error.code == "UNAVAILABLE"
+                else ""
+            )
+            fail(f"{error}{hint}")
+        except OSError as error:
+            fail(error)
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Argument(help="The user's id; an unknown one is ranked cold.")],
+    items: Annotated[list[str] | None, typer.Argument(help="Candidates. [default: the server retrieves them]")] = None,
+    top_n: Annotated[int, typer.Option("--top-n", "-n", help="How many results.")] = 10,
+    query: Annotated[str, typer.Option(help="What the user searches for right now.")] = "",
+    keep_seen: Annotated[bool, typer.Option(help="Keep items of the user's history among retrieved ones.")] = False,
+    model_id: ModelId = "",
+    target: Target = None,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Rank items for a user, with the part of each modality in the score and the history items that mattered."""
+    with connected(target, timeout) as client:
+        ranking = client.rank(
+            user, items or (), top_n=top_n, query=query or None, keep_seen=keep_seen, model_id=model_id
+        )
+    if as_json:
+        print_json(plain(ranking))
+        return
+    table = Table("#", "item", "score", *ranking.share_groups, "because of", title=f"for {user}, by {ranking.model_id}")
+    for i, item_id in enumerate(ranking.item_ids):
+        because = ", ".join(f"{item} {weight:.0%}" for item, weight in ranking.influences[i][:3])
+        shares = [f"{share:+.2f}" for share in ranking.shares[i]]
+        table.add_row(str(i + 1), item_id, f"{ranking.scores[i]:.3f}", *shares, because)
+    console.print(table)
+    source, total = ranking.candidate_source.lower(), ranking.timings_ms.get("total", 0.0)
+    console.print(f"{ranking.candidates} candidates ({source}), {ranking.history_events} events read, {total:.1f} ms")
+    show_degraded(ranking.degraded)
+
+
+@app.command()
+def retrieve(
+    user: Annotated[str, typer.Option(help="Whose neighbours; with a query, whose seen items are left out.")] = "",
+    query: Annotated[str, typer.Option(help="Words to search with.")] = "",
+    image: Annotated[Path | None, typer.Option(help="A picture to search with.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A sound to search with.")] = None,
+    space: Annotated[str, typer.Option(help="Space to search in. [default: the query's own, or the model's]")] = "",
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    keep_seen: Annotated[bool, typer.Option(help="Keep items of the user's history.")] = False,
+    target: Target = None,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the items nearest to words, a picture or a sound, or to a user."""
+    with connected(target, timeout) as client:
+        found = client.retrieve(user, query=_query(query, image, audio), space=space, k=k, keep_seen=keep_seen)
+    if as_json:
+        print_json(plain(found))
+        return
+    table = Table("#", "item", "cosine", title=f"in {found.space_id}")
+    for i, item_id in enumerate(found.item_ids):
+        table.add_row(str(i + 1), item_id, f"{found.scores[i]:.3f}")
+    console.print(table)
+    show_degraded(found.degraded)
+
+
+@app.command()
+def embed(
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A sound; may be repeated.")] = None,
+    space: Annotated[str, typer.Option(help="Target space. [default: each input's own modality's]")] = "",
+    target: Target = None,
+    timeout: Timeout = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Embed texts, pictures and sounds. `--json` prints whole vectors. Exit code 3 if some input could not be used."""
+    with connected(target, timeout) as client:
+        results = client.embed(texts=text or (), images=image or (), audio=audio or (), space=space)
+    if as_json:
+        print_json([plain(result) for result in results])
+    else:
+        table = Table("input", "space", "vector, or what is wrong")
+        for name, result in zip([*(text or ()), *(image or ()), *(audio or ())], results, strict=True):
+            table.add_row(str(name), result.space_id, _short(result))
+        console.print(table)
+    if any(result.vector is None for result in results):
+        raise typer.Exit(3)
+
+
+@app.command()
+def event(
+    user: Annotated[str, typer.Argument(help="Who.")],
+    item: Annotated[str, typer.Argument(help="What.")],
+    event_type: Annotated[str, typer.Option("--type", help="view, click, like, purchase, rating ...")] = "click",
+    value: Annotated[float | None, typer.Option(help="A rating's stars, for instance.")] = None,
+    event_id: Annotated[str, typer.Option(help="Repeating an id records nothing new. [default: a new one]")] = "",
+    target: Target = None,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Record one event; it is on the server's disk when this returns."""
+    from triptych.client import make_event
+
+    with connected(target, timeout) as client:
+        made = make_event(item, event_type, user_id=user, value=value, event_id=event_id)
+        recorded = client.record_events([made])
+    if as_json:
+        print_json(plain(recorded))
+    else:
+        console.print(f"{'recorded' if recorded.recorded else 'known already'}: {recorded.event_ids[0]}")
+
+
+@app.command()
+def spaces(target: Target = None, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+    """List the embedding spaces that the server knows."""
+    with connected(target, timeout) as client:
+        listed = client.list_spaces()
+    if as_json:
+        print_json([plain(space) for space in listed])
+        return
+    table = Table("space", "modality", "kind", "dim", "embeds here", "items in memory")
+    for space in listed:
+        embeds = "yes" if space.embeddable else "no"
+        table.add_row(space.space_id, space.modality, space.kind, str(space.dim), embeds, str(space.items_loaded))
+    console.print(table)
+
+
+@app.command()
+def models(target: Target = None, timeout: Timeout = 10.0, as_json: AsJson = False) -> None:
+    """List the ranker checkpoints that the server knows."""
+    with connected(target, timeout) as client:
+        listed = client.list_models()
+    if as_json:
+        print_json([plain(model) for model in listed])
+        return
+    table = Table("model", "loaded", "stable", "created", "spaces")
+    for model in listed:
+        stable = "stable" if model.stable else "previous" if model.previous else ""
+        created = f"{model.created:%Y-%m-%d %H:%M}" if model.created else ""
+        table.add_row(model.model_id, "yes" if model.loaded else "no", stable, created, ", ".join(model.space_ids))
+    console.print(table)
+
+
+def plain(result: Any) -> Any:
+    """A result as JSON takes it: arrays become lists."""
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(result).items()}
+
+
+def show_degraded(reasons: "list[Degraded]") -> None:
+    """Say on stderr what the reply was made without."""
+    for reason in reasons:
+        count = f" ({reason.count})" if reason.count > 1 else ""
+        err.print(f"degraded: {reason.reason}{count}: {reason.detail}", style="yellow", markup=False)
+
+
+def _query(text: str, image: Path | None, audio: Path | None) -> Any:
+    from protos.triptych.v1 import common_pb2
+
+    if len([given for given in (text, image, audio) if given]) > 1:
+        fail("give one of --query, --image and --audio", 2)
+    if image:
+        return common_pb2.Query(image=image.read_bytes())
+    if audio:
+        return common_pb2.Query(audio=audio.read_bytes())
+    return text or None
+
+
+def _short(result: Any) -> str:
+    if result.vector is None:
+        return f"{result.reason}: {result.message}"
+    return f"[{result.vector[0]:.3f} {result.vector[1]:.3f} ... {result.vector[-1]:.3f}] ({len(result.vector)})"
