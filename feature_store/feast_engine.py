@@ -28,7 +28,7 @@ FEAST_FIRST_SPAN = timedelta(weeks=52)
 CLOCK_SLACK = timedelta(minutes=1)
 
 
-class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc] - Feast is untyped
+class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Settings under `batch_engine` in `feature_store.yaml`."""
 
     type: Literal["feature_store.feast_engine.TriptychComputeEngine"] = (

@@ -30,7 +30,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WAIT_FOR_WRITER_SECONDS = 60.0
 
 
-class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc] - Feast is untyped
+class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Settings under `online_store` in `feature_store.yaml`."""
 
     type: Literal["feature_store.feast_online.TriptychOnlineStore"] = "feature_store.feast_online.TriptychOnlineStore"

@@ -67,7 +67,7 @@ def _json(path: Any) -> Any:
 
 def _stable(home: "Home") -> str | None:
     stable = _json(home.models / "stable.json")
-    return stable and stable.get("stable")
+    return str(stable["stable"]) if stable and stable.get("stable") else None
 
 
 def _show(report: dict[str, Any]) -> None:
