@@ -1,0 +1,106 @@
+"""Pictures: any file that Pillow reads safely, as upright RGB on white.
+
+EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point samples are scaled to 8 bits, and of an
+animation the first frame counts. The size is checked before any pixel is decoded.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from encoders._source import MediaLimits, article, describe, read_source
+from encoders.errors import MediaError
+
+# Listed, since Pillow also reads formats that run other programs (EPS) or are seldom tested.
+FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SUPPORTED: Final = "PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF"
+_ADVICE: Final = {
+    "SVG drawing": "SVG is a vector drawing; export it as PNG",
+    "HEIC picture": "HEIC is not supported; export it as JPEG",
+}
+
+
+def decode_image(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> Image.Image:  # noqa: B008  (frozen)
+    """The picture in `source` (a file, or a file's bytes) as RGB.
+
+    Raises:
+        MediaError: `not_found`, `empty`, `too_large`, `unsupported_format`, `too_many_pixels`, `truncated` or `undecodable`.
+    """
+    data = read_source(source, limits)
+    # Pillow warns of what it tolerates. `warnings.catch_warnings` would be tidier, but is not safe in threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    picture = _open(data, limits)
+    try:
+        picture.load()
+        return _to_rgb(_upright(picture))
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError ...
+        raise _damaged(data, error) from error
+
+
+def _open(data: bytes, limits: MediaLimits) -> Image.Image:
+    """The picture before its pixels are decoded."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(
+            "too_many_pixels", f"the picture is too large; the limit is {limits.max_image_pixels:,} pixels"
+        ) from error
+    except Exception as error:  # see decode_image
+        raise _damaged(data, error) from error
+    width, height = picture.size
+    if width * height > limits.max_image_pixels:
+        message = f"the picture has {width} x {height} pixels; the limit is {limits.max_image_pixels:,} in all"
+        raise MediaError("too_many_pixels", message)
+    return picture
+
+
+def _unidentified(data: bytes) -> MediaError:
+    kind = describe(data)
+    if kind in _ADVICE:
+        return MediaError("unsupported_format", _ADVICE[kind])
+    if kind.removesuffix(" picture") in {"AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WebP"}:
+        return MediaError("undecodable", f"the file begins like {article(kind)}, but its header is damaged")
+    return MediaError("unsupported_format", f"the file holds {article(kind)}, not a picture ({_SUPPORTED})")
+
+
+def _damaged(data: bytes, error: Exception) -> MediaError:
+    text = str(error) or type(error).__name__
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return MediaError("truncated", f"the {describe(data)} breaks off before its end")
+    return MediaError("undecodable", f"the {describe(data)} is damaged: {text}")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # noqa: BLE001  (damaged EXIF: as many errors as cameras; the pixels are fine)
+        return picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _to_8_bits(picture)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    paper = Image.new("RGBA", layer.size, "white")
+    paper.alpha_composite(layer)
+    return paper.convert("RGB")
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or floating point, scaled to 0 .. 255 (Pillow's own conversion clips instead)."""
+    samples: Any = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
+    if picture.mode == "F":
+        top = 1.0 if samples.max(initial=0) <= 1 else samples.max()
+    else:
+        top = 65_535 if samples.max(initial=0) <= 65_535 else 2**31 - 1
+    return Image.fromarray(np.clip(samples * (255 / top), 0, 255).round().astype(np.uint8))
