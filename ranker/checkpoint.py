@@ -20,8 +20,8 @@ from encoders.space import EmbeddingSpace, check_model_id
 from feature_store.home import Home
 from ranker.config import RankerConfig
 from ranker.errors import CheckpointError, NoStableModelError, RankerError
-from ranker.inputs import Vocabulary
-from ranker.model import FusionRanker, Shapes
+from ranker.inputs import Shapes, Vocabulary
+from ranker.model import FusionRanker
 
 FORMAT: Final = 1
 WEIGHTS, VOCABULARY, MANIFEST, STABLE = "model.safetensors", "vocab.json", "manifest.json", "stable.json"
@@ -110,7 +110,7 @@ def _build(manifest: Mapping[str, Any], weights: bytes, words: bytes) -> Checkpo
     from safetensors.torch import load as from_bytes
 
     dims = manifest["dims"]
-    shapes = Shapes(dims["modalities"], dims["items"], dims["categories"], dims["event_types"])
+    shapes = Shapes(dims["modalities"], dims["items"], dims["categories"], dims["event_types"], dims["background"])
     model = FusionRanker(RankerConfig.from_dict(manifest["config"]), shapes)
     model.load_state_dict(from_bytes(weights))
     return Checkpoint(model.eval(), Vocabulary.from_dict(json.loads(words)), manifest)

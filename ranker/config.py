@@ -35,8 +35,8 @@ class RankerConfig:
     """
 
     dim: int = 32
-    space_dim: int = 48
-    whitening: float = 0.5
+    space_dim: int = 32
+    whitening: float = 0.25
     layers: int = 1
     heads: int = 2
     dropout: float = 0.2
@@ -46,8 +46,8 @@ class RankerConfig:
     id_dropout: float = 0.5
     max_candidates: int = 512
     batch_size: int = 128
-    max_epochs: int = 20
-    patience: int = 4
+    max_epochs: int = 10
+    patience: int = 3
     learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-2
     weight_decay: float = 0.05

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from feature_store.history import Events, history_as_of
 from ranker.data import NO_ROW, Ints, Labels, TrainingSet
-from ranker.inputs import Vocabulary, encode_names
-from ranker.model import FusionRanker, History
-from ranker.model import Items as Encoded
+from ranker.inputs import History, Vocabulary, encode_names
+from ranker.inputs import Items as Encoded
+from ranker.model import FusionRanker
 from ranker.scorer import SECOND_US, event_strength
 
 

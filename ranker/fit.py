@@ -7,12 +7,13 @@ import numpy as np
 import torch
 
 from ranker.config import RankerConfig
-from ranker.data import Ints, Labels, Split, TrainingSet
+from ranker.data import Labels, Split, TrainingSet
 from ranker.examples import Examples
-from ranker.inputs import ItemInputs, Vocabulary
-from ranker.model import FusionRanker, Shapes
+from ranker.inputs import ItemInputs, Shapes, Vocabulary
+from ranker.model import FusionRanker
 from ranker.popularity import Popularity
 
+MAX_BACKGROUND = 512  # enough for a smooth density; the cost of an item token grows with it
 MAX_FIT_ITEMS = 20_000  # principal axes hardly move with more
 
 
@@ -37,6 +38,7 @@ def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary:
         len(vocabulary.items),
         len(vocabulary.categories),
         len(vocabulary.event_types),
+        min(MAX_BACKGROUND, len(set(split.train.item_row.tolist()))),
     )
     model = FusionRanker(config, shapes)
     _fit_projections(model, ts, split)
@@ -88,9 +90,19 @@ def set_popularity(
         model.popularity[1:] = torch.from_numpy(counted.log_share(items, np.asarray([t_us]))[0])
 
 
-def set_centres(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
-    """Start each space's centre at the mean of what is liked: a history says how a user differs from everybody."""
-    liked: Ints = examples.labels.item_row
-    content = inputs.spaces_NMK[torch.from_numpy(liked)]
-    count = inputs.present_NM[torch.from_numpy(liked)].sum(0).clamp_min(1)
-    model.gates.centre.data.copy_(content.sum(0) / count[:, None])
+def set_background(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
+    """Fill in the reference items with what training's labels like, and start each space's centre at its mean.
+
+    The most liked items are taken, where there are more than there is room for.
+    """
+    rows, likes = np.unique(examples.labels.item_row, return_counts=True)
+    order = np.argsort(-likes, kind="stable")[: len(model.background.share)]
+    chosen = inputs.take(torch.from_numpy(rows[order]))
+    model.background.content[: len(order)] = chosen.spaces_NMK
+    model.background.share.zero_()[: len(order)] = torch.from_numpy(likes[order] / likes[order].sum()).float()
+    model.background_place[chosen.index_N] = torch.arange(len(order))
+    model.background_place[0] = -1
+    inputs.bank_N.copy_(model.background_place[inputs.index_N])
+    weight = model.background.share[:, None] * (model.background.content != 0).any(-1)
+    mean = (weight[..., None] * model.background.content).sum(0) / weight.sum(0).clamp_min(1e-6)[:, None]
+    model.gates.centre.data.copy_(mean)

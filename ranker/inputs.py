@@ -4,7 +4,7 @@ Training, evaluation and serving all go through `encode_items`, so that an item 
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
-# ruff: noqa: N803, N815
+# ruff: noqa: N802, N803, N815
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +83,7 @@ class ItemInputs:
     index_N: Tensor
     category_N: Tensor
     price_N: Tensor
+    bank_N: Tensor  # place among the reference items of `Background`, or -1
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -104,6 +105,49 @@ class ItemInputs:
             category_N=self.category_N * with_other,
             price_N=torch.where(with_other, self.price_N, torch.nan),
         )
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes that come from data: raw dim by modality (in order), how many names and how many reference items there are."""
+
+    modalities: Mapping[str, int]
+    items: int
+    categories: int
+    event_types: int
+    background: int = 1
+
+
+@dataclass(frozen=True)
+class Items:
+    """N items as the score needs them: content, token, what is known of the id, and its index. There is no user in it."""
+
+    content_NMK: Tensor
+    token_ND: Tensor
+    bias_N: Tensor
+    index_N: Tensor
+    usual_NM: Tensor  # density of everybody's likes around the item, in each space
+
+    def take(self, rows: Tensor) -> Self:
+        """The items at `rows` (any shape), in that order."""
+        return type(self)(*(value[rows] for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class History:
+    """Histories of B users, oldest first, padded at the end: what was met (`content`, `token`), how, and how long ago."""
+
+    content_BLMK: Tensor
+    token_BLD: Tensor
+    mask_BL: Tensor
+    event_BL: Tensor
+    strength_BL: Tensor
+    age_seconds_BL: Tensor
+
+    @property
+    def there_BLM(self) -> Tensor:
+        """Which modalities each event's item has."""
+        return (self.content_BLMK != 0).any(-1)
 
 
 def usable(batch: ItemBatch, space_id: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

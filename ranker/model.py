@@ -1,9 +1,10 @@
 """The fusion ranker in one file: item token, user, target attention, and the two-tower part that retrieval shares.
 
-Score = tower + attention. The tower is a plain inner product of a user side and an item side (content similarity in each
-embedding space through learned gates, token, popularity), so that approximate search over it agrees with ranking. The attention
-part lets the candidate look at single events of the history. Similarity of content is built in, because most items that must be
-ranked were never seen in training; what is known of single ids is additive, regularised and often dropped.
+Score = tower + lift + attention. The tower is a plain inner product of a user side and an item side (content similarity in
+each embedding space through learned gates, token, popularity), so that approximate search over it agrees with ranking. The lift
+says, for each space, how much more often than others this user met content like the candidate's; attention lets the candidate
+read single events of the history. Similarity of content is built in, because most items that must be ranked were never seen in
+training; what is known of single ids is additive, regularised and often dropped.
 
 Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, D model width.
 """
@@ -12,8 +13,7 @@ Shapes: N items, B users (or labels), C candidates, L events of a history, M mod
 # ruff: noqa: N803, N806, N815
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -21,50 +21,13 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
 
 from ranker.config import RankerConfig
-from ranker.inputs import ItemInputs
+from ranker.inputs import History, ItemInputs, Items, Shapes
+from ranker.similarity import Background, Gates
 
 CONTEXT_FEATURES: Final = 9  # sine and cosine of the hour, seven weekdays
 FIRST_GAP_SECONDS: Final = 60.0
 GAP_BASE: Final = 3.0  # a bucket is three times as long as the one before: 12 buckets reach from a minute to 20 years
-GATE_START: Final = 6.0
-SHRINKAGE_START: Final = 3.0  # a history of three events is believed by half
 FUSED_MARGIN: Final = 1.1
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Sizes that come from data: raw dim by modality (in order), and how many items, categories and event types have names."""
-
-    modalities: Mapping[str, int]
-    items: int
-    categories: int
-    event_types: int
-
-
-@dataclass(frozen=True)
-class Items:
-    """N items as the score needs them: content, token, what is known of the id, and its index. There is no user in it."""
-
-    content_NMK: Tensor
-    token_ND: Tensor
-    bias_N: Tensor
-    index_N: Tensor
-
-    def take(self, rows: Tensor) -> "Items":
-        """The items at `rows` (any shape), in that order."""
-        return Items(*(value[rows] for value in vars(self).values()))
-
-
-@dataclass(frozen=True)
-class History:
-    """Histories of B users, oldest first, padded at the end: what was met (`content`, `token`), how, and how long ago."""
-
-    content_BLMK: Tensor
-    token_BLD: Tensor
-    mask_BL: Tensor
-    event_BL: Tensor
-    strength_BL: Tensor
-    age_seconds_BL: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,6 +37,7 @@ class User:
     direction_BMK: Tensor
     vector_BD: Tensor
     hidden_BLD: Tensor
+    weight_BL: Tensor
     history: History
 
 
@@ -184,6 +148,7 @@ class FusionRanker(nn.Module):
 
     popularity: Tensor
     id_row: Tensor
+    background_place: Tensor
     price_stats: Tensor
     rating_stats: Tensor
     profile_mean: Tensor
@@ -201,6 +166,7 @@ class FusionRanker(nn.Module):
         self.gap = nn.Embedding(config.gap_buckets, d)
         self.final = nn.LayerNorm(d)
         self.user_out, self.context_out = nn.Linear(d, d), nn.Linear(CONTEXT_FEATURES, d, bias=False)
+        self.background = Background(shapes, k)
         self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.rating_item, self.rating_user, self.rating_pair = (
             nn.Linear(d, 1),
@@ -219,6 +185,7 @@ class FusionRanker(nn.Module):
         text_dim = shapes.modalities.get("text", 1)
         self.register_buffer("popularity", torch.zeros(shapes.items + 1))
         self.register_buffer("id_row", torch.arange(shapes.items + 1))
+        self.register_buffer("background_place", torch.full((shapes.items + 1,), -1))
         self.register_buffer("price_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("rating_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("profile_mean", torch.zeros(text_dim))
@@ -236,9 +203,9 @@ class FusionRanker(nn.Module):
         """Tokens and all else that scoring needs of N items; the same whoever asks."""
         row_N = self.id_row[inputs.index_N]
         price_N = ((inputs.price_N - self.price_stats[0]) / self.price_stats[1]).nan_to_num(0.0)
-        seen = ItemInputs(inputs.spaces_NMK, inputs.present_NM, row_N, inputs.category_N, inputs.price_N)
-        token_ND = self.encoder(seen, price_N)
-        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N)
+        token_ND = self.encoder(replace(inputs, index_N=row_N), price_N)
+        usual_NM = self.background(self.gates, inputs)
+        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N, usual_NM)
 
     # ---- user ------------------------------------------------------------------------------------------------------
 
@@ -254,11 +221,12 @@ class FusionRanker(nn.Module):
             x_BLD = block(x_BLD)
         hidden_BLD = self.final(x_BLD)
         last_BD = hidden_BLD[torch.arange(len(x_BLD)), history.mask_BL.sum(1)]
-        direction_BMK = self.gates.direction(history, gap_BL, profile_BK)
+        weight_BL = self.gates.weight(history, gap_BL)
+        direction_BMK = self.gates.direction(history, weight_BL, profile_BK)
         if query_BMK is not None:
             direction_BMK = direction_BMK + self.config.query_weight * query_BMK
         vector_BD = self.user_out(last_BD) + self.context_out(context_BX)
-        return User(direction_BMK, vector_BD, hidden_BLD[:, 1:], history)
+        return User(direction_BMK, vector_BD, hidden_BLD[:, 1:], weight_BL, history)
 
     def _gap_bucket(self, age_seconds: Tensor) -> Tensor:
         bucket = torch.log(age_seconds.clamp_min(1.0) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
@@ -273,14 +241,14 @@ class FusionRanker(nn.Module):
         tower_BC = (
             user.direction_BMK.flatten(1) @ items.content_NMK.flatten(1).T + user.vector_BD @ items.token_ND.T + bias_BC
         )
-        extra_BC, attention_BCL = self._attend(user, items)
-        return Scored(tower_BC + extra_BC, tower_BC, attention_BCL)
+        similarity_BMCL = self.gates.similarity(user.history, items)
+        lift_BC = self.gates.lift(user.history, user.weight_BL, similarity_BMCL, items)
+        extra_BC, attention_BCL = self._attend(user, items, similarity_BMCL)
+        return Scored(self.gates.tower * tower_BC + lift_BC + extra_BC, tower_BC, attention_BCL)
 
-    def _attend(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
+    def _attend(self, user: User, items: Items, similarity_BMCL: Tensor) -> tuple[Tensor, Tensor]:
         """Target attention: a candidate reads the events that are like it; one empty event lets it read nothing."""
-        history = user.history
-        theirs_BLF = self.gates.metric(history.content_BLMK).flatten(2)
-        similarity_BCL = self.gates.metric(items.content_NMK).flatten(1) @ theirs_BLF.transpose(1, 2)
+        history, similarity_BCL = user.history, similarity_BMCL.sum(1)
         match_BCL = self.query(items.token_ND) @ self.key(user.hidden_BLD).transpose(1, 2) / math.sqrt(self.config.dim)
         logits_BCL = self.gates.sharpness * similarity_BCL + match_BCL
         logits_BCL = logits_BCL.masked_fill(~history.mask_BL[:, None], -torch.inf)
@@ -327,42 +295,3 @@ class FusionRanker(nn.Module):
         bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
         raw_NF = torch.cat([items.content_NMK.flatten(1), items.token_ND, bias_N[:, None]], dim=1)
         self.fused_radius.copy_(FUSED_MARGIN * raw_NF.norm(dim=1).max())
-
-
-class Gates(nn.Module):
-    """The few numbers that weigh content similarity: they learn fast, and carry over to items never seen."""
-
-    def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
-        super().__init__()
-        m, k = len(shapes.modalities), config.space_dim
-        self.text = list(shapes.modalities).index("text") if "text" in shapes.modalities else None
-        self.log_gate = nn.Parameter(torch.full((m, k), math.log(GATE_START)))
-        self.shrinkage = nn.Parameter(torch.full((m,), math.log(SHRINKAGE_START)))
-        self.centre = nn.Parameter(torch.zeros(m, k))
-        self.event = nn.Parameter(torch.zeros(shapes.event_types + 1))
-        self.gap = nn.Parameter(torch.zeros(config.gap_buckets))
-        self.profile = nn.Parameter(torch.tensor(0.0))
-        self.popularity = nn.Parameter(torch.tensor(0.7))
-        self.sharpness = nn.Parameter(torch.tensor(2.0))
-        self.kernel = nn.Parameter(torch.tensor(1.0))
-
-    def direction(self, history: History, gap_BL: Tensor, profile_BK: Tensor | None) -> Tensor:
-        """What each user likes in each space [B, M, K]: a weighted mean of the history, shrunk towards nothing while it is short."""
-        weight_BL = (self.event[history.event_BL] + self.gap[gap_BL]).exp() * history.mask_BL
-        there_BLM = (history.content_BLMK != 0).any(-1)
-        signed_BLM = (weight_BL * history.strength_BL)[..., None] * there_BLM
-        total_BMK = torch.einsum("blm,blmk->bmk", signed_BLM, history.content_BLMK - self.centre)
-        mass_BM = (weight_BL[..., None] * there_BLM).sum(1) + self.shrinkage.exp()
-        if profile_BK is not None and self.text is not None:
-            total_BMK, mass_BM = self._with_profile(total_BMK, mass_BM, profile_BK)
-        return self.log_gate.exp() * total_BMK / mass_BM[..., None]
-
-    def _with_profile(self, total_BMK: Tensor, mass_BM: Tensor, profile_BK: Tensor) -> tuple[Tensor, Tensor]:
-        weight = self.profile.exp()
-        only_text_M = F.one_hot(torch.tensor(self.text), len(mass_BM[0])).to(mass_BM)
-        has_B1 = (profile_BK != 0).any(-1, keepdim=True)
-        return total_BMK + weight * only_text_M[:, None] * profile_BK[:, None], mass_BM + weight * only_text_M * has_B1
-
-    def metric(self, content: Tensor) -> Tensor:
-        """Unit vectors [..., M, K] whose dot product is the gated cosine in each space; 0 stays 0."""
-        return F.normalize(content * (self.log_gate / 2).exp(), dim=-1, eps=1e-6)

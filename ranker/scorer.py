@@ -18,8 +18,8 @@ from torch import Tensor
 from feature_store.history import Events
 from ranker import checkpoint, shapley
 from ranker.config import GROUPS_BESIDE_MODALITIES
-from ranker.inputs import UNKNOWN, ItemBatch, ItemInputs, encode_names, encode_price, usable
-from ranker.model import CONTEXT_FEATURES, FusionRanker, History, Items, User
+from ranker.inputs import UNKNOWN, History, ItemBatch, ItemInputs, Items, encode_names, encode_price, usable
+from ranker.model import CONTEXT_FEATURES, FusionRanker, User
 
 __all__ = ["Context", "EncodedUser", "ItemBatch", "ItemTokens", "Ranker", "Scores", "UserState"]
 
@@ -260,9 +260,8 @@ def encode_items(
         present[:, m] = torch.from_numpy(there)
         spaces[:, m] = model.projections[modality](torch.from_numpy(vectors)) * present[:, m, None]
     index = torch.tensor([item_index.get(item_id, UNKNOWN) for item_id in batch.item_ids], dtype=torch.long)
-    return ItemInputs(
-        spaces, present, index, encode_names(batch.category, category_index, n), encode_price(batch.price, n)
-    )
+    categories, prices = encode_names(batch.category, category_index, n), encode_price(batch.price, n)
+    return ItemInputs(spaces, present, index, categories, prices, model.background_place[index])
 
 
 def project_profile(model: FusionRanker, vectors: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from encoders.space import EmbeddingSpace
 from ranker import checkpoint
 from ranker.config import RankerConfig
-from ranker.inputs import ItemBatch, Vocabulary
-from ranker.model import FusionRanker, Shapes
+from ranker.inputs import ItemBatch, Shapes, Vocabulary
+from ranker.model import FusionRanker
 
 EVENT_TYPES = ("click", "like", "purchase", "rating", "view")
 TINY = RankerConfig(dim=8, space_dim=6, heads=2, history_length=8)
@@ -58,7 +58,7 @@ def tiny_checkpoint(
     spaces = dict(spaces or example_spaces())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shapes = Shapes({m: s.dim for m, s in spaces.items()}, len(item_ids), len(categories), len(EVENT_TYPES))
+        shapes = Shapes({m: s.dim for m, s in spaces.items()}, len(item_ids), len(categories), len(EVENT_TYPES), 16)
         model = FusionRanker(config, shapes)
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -66,6 +66,10 @@ def tiny_checkpoint(
     batch = random_items(spaces, [f"fit{i}" for i in range(64)], seed)
     for modality, space in spaces.items():
         model.projections[modality].fit(torch.from_numpy(batch.vectors[space.space_id]), config.whitening)
+    for m, (modality, space) in enumerate(spaces.items()):
+        model.background.content[:, m] = model.projections[modality](
+            torch.from_numpy(batch.vectors[space.space_id][:16])
+        )
     model.fused_radius.fill_(20.0)
     about = {
         "space_ids": {m: s.space_id for m, s in spaces.items()},
@@ -81,7 +85,8 @@ def tiny_checkpoint(
 
 DAY_US = 86_400_000_000
 START_US = 1_700_000_000_000_000
-LATENT = 5  # directions of taste in each modality
+KINDS = 8  # kinds of content in each modality
+LATENT = 8  # directions in which content of one modality varies
 
 
 @dataclass(frozen=True)
@@ -105,45 +110,48 @@ def planted(
     n_users: int = 400,
     events: tuple[int, int] = (12, 20),
     late: float = 0.3,
-    taste: float = 1.5,
+    taste: float = 3.3,
     missing: float = 0.05,
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
 ) -> Planted:
     """Write a training set whose users choose items by content in all three modalities, times a Zipf popularity.
 
-    Vectors are a random non-linear function of the latents, mostly one constant direction (as those of an untrained encoder are).
-    `late` of the items are released during the second half, so that later choices fall on items that training never saw.
+    An item is of one of eight kinds in each modality, independently; a user loves one kind of each, likes one, dislikes two. Vectors are a random non-linear function of the latents, mostly one constant direction (as those of an untrained encoder are).
+    `late` of the items are released in the last quarter, so that later choices fall on items that training never saw.
     """
     rng = np.random.default_rng(seed)
     spaces = example_spaces(dims or {"text": 96, "image": 64, "audio": 48})
-    latents = {m: _latents(rng, n_items) for m in spaces}
-    released = np.where(rng.random(n_items) < late, rng.uniform(0.5, 0.95, n_items), 0.0)
-    popularity = rng.permutation(1.0 / np.arange(1, n_items + 1) ** 0.7)
+    kinds = {m: rng.integers(0, KINDS, n_items) for m in spaces}
+    released = np.where(rng.random(n_items) < late, rng.uniform(0.75, 0.95, n_items), 0.0)
+    popularity = rng.permutation(1.0 / np.arange(1, n_items + 1) ** 0.5)
     log_choice = np.tile(np.log(popularity), (n_users, 1))
-    for latent in latents.values():
-        log_choice = log_choice + taste / np.sqrt(3 * LATENT) * rng.normal(size=(n_users, LATENT)) @ latent.T
+    for kind in kinds.values():
+        log_choice = log_choice + taste * _likings(rng, n_users)[:, kind]
     chosen = _choices(rng, log_choice, released, events)
-    _write(folder, spaces, _vectors(rng, spaces, latents, missing), released, chosen)
+    _write(folder, spaces, _vectors(rng, spaces, kinds, missing), released, chosen)
     return Planted(folder, spaces, log_choice)
 
 
-def _latents(rng, n):
-    """Eight clusters and a spread within them."""
-    centres = rng.normal(size=(8, LATENT))
-    return 0.8 * centres[rng.integers(0, 8, n)] + 0.6 * rng.normal(size=(n, LATENT))
+def _likings(rng, n_users):
+    """Liking of each kind [users, KINDS]: one loved, one liked, two disliked."""
+    degrees = np.asarray([1.0, 0.35, -0.4, -0.4] + [0.0] * (KINDS - 4))
+    return np.stack([rng.permutation(degrees) for _ in range(n_users)])
 
 
-def _vectors(rng, spaces, latents, missing):
+def _vectors(rng, spaces, kinds, missing):
+    """A list of lists or None by space: unit(constant + small non-linear function of a point near the kind's centre)."""
     out = {}
     for modality, space in spaces.items():
-        hidden = np.tanh(latents[modality] @ rng.normal(size=(LATENT, 64)) / 2)
-        signal = hidden @ rng.normal(size=(64, space.dim)) + 1.0 * rng.normal(size=(len(hidden), space.dim))
-        raw = 40.0 * unit_rows(rng, 1, space.dim) * np.sqrt(space.dim) / 8 + 0.1 * signal
+        latent = rng.normal(size=(KINDS, LATENT))[kinds[modality]] + 0.3 * rng.normal(
+            size=(len(kinds[modality]), LATENT)
+        )
+        hidden = np.tanh(latent @ rng.normal(size=(LATENT, 64)) / 2)
+        signal = hidden @ rng.normal(size=(64, space.dim)) / 8 + 0.3 * rng.normal(size=(len(hidden), space.dim))
+        raw = 5.0 * np.sqrt(space.dim) * unit_rows(rng, 1, space.dim) + signal
         unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(np.float32)
-        out[space.space_id] = [
-            None if gone else v.tolist() for v, gone in zip(unit, rng.random(len(unit)) < missing, strict=True)
-        ]
+        gone = rng.random(len(unit)) < missing
+        out[space.space_id] = [None if g else v.tolist() for v, g in zip(unit, gone, strict=True)]
     return out
 
 
