@@ -1,0 +1,186 @@
+"""The demo from end to end: makes a shop, walks it through the real commands, measures, and writes what there is to see.
+
+Everything lies under one output folder: the catalogue, a root folder of its own, logs, `report.html` and `metrics.json`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from triptych.demo.catalogue import Catalogue, make_catalogue, write_catalogue
+from triptych.demo.report import write_report
+from triptych.demo.story import METRICS, Story, choose_people, tell_person
+from triptych.demo.table import show
+from triptych.demo.truth import World, make_world, write_world
+from triptych.demo.walk import StageError, Walk
+
+MODEL_ID: Final = "demo"
+TOP_N: Final = 10
+EXIT_PARTIAL: Final = 3
+PARTS: Final = ("catalogue", "home", "logs", "report.html", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The generated data and where it lies."""
+
+    catalogue: Catalogue
+    world: World
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What `triptych ingest` reads."""
+        return self.folder / "manifest.csv"
+
+
+def run_demo(out: Path, *, seed: int, keep: bool, console: Console) -> int:
+    """Run the demo and return its exit code.
+
+    0 when every stage went well and exactly the planted files were quarantined, else 1. Stops what it started unless `keep`.
+    """
+    out = out.resolve()
+    try:
+        _clear(out)
+        story = _walk(out, seed, keep, console)
+    except StageError as error:
+        console.print(f"[bold red]the demo failed:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    write_report(story, out / "report.html")
+    write_metrics(story, out / "metrics.json")
+    show(story, console)
+    console.print(f"\n[bold]Open[/] {out / 'report.html'}", highlight=False, soft_wrap=True)
+    return _verdict(story, console)
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo left in `out`; refuse where its processes still run."""
+    for name in ("milvus.json", "serve.json"):
+        if _alive(out / "home" / name):
+            raise StageError(
+                f"an earlier demo still runs, see {out / 'home' / name}: stop its server, then run "
+                f"`TRIPTYCH_HOME={out / 'home'} triptych down`"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+
+
+def _alive(record: Path) -> bool:
+    """Whether the process named in a milvus.json or serve.json still runs and is one of ours."""
+    try:
+        command = Path(f"/proc/{int(json.loads(record.read_text())['pid'])}/cmdline").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return b"milvus" in command or b"triptych" in command
+
+
+def _walk(out: Path, seed: int, keep: bool, console: Console) -> Story:
+    home = out / "home"
+    with Walk(home, out / "logs", console, keep_running=keep) as walk:
+        shop = _make_shop(walk, out / "catalogue", seed)
+        quarantined = _store(walk, shop)
+        _learn(walk, seed)
+        replies = _serve(walk, shop)
+        metrics = _measure(walk, shop, home, seed)
+        if not keep:
+            with walk.stage("down", "stop the server and the store"):
+                walk.stop()
+    return Story(
+        people=[tell_person(shop.catalogue, shop.world, user, reply) for user, reply in replies.items()],
+        metrics=metrics,
+        quarantined=quarantined,
+        counts={
+            "items": len(shop.catalogue.items),
+            "users": len(shop.world.truth.user_ids),
+            "interactions": len(shop.world.events),
+        },
+        seconds=walk.seconds,
+        media=shop.folder,
+        home=home,
+        corrupt=shop.catalogue.corrupt,
+    )
+
+
+def _make_shop(walk: Walk, folder: Path, seed: int) -> Shop:
+    catalogue = make_catalogue(seed)
+    with walk.stage("catalogue", f"draw {len(catalogue.items)} postcards, and 400 people who like some of them"):
+        world = make_world(catalogue, seed)
+        write_catalogue(catalogue, folder, seed)
+        write_world(world, folder)
+    return Shop(catalogue, world, folder)
+
+
+def _store(walk: Walk, shop: Shop) -> list[tuple[str, str]]:
+    """Store, ingest, users, first materialization; return the quarantined (file, reason) pairs."""
+    with walk.stage("up", "start the embedded vector store"):
+        walk.start_store()
+    with walk.stage("ingest", "check and encode texts, pictures and loops"):
+        report = walk.triptych_json("ingest", str(shop.manifest), ok=(0, EXIT_PARTIAL))
+    interactions, profiles = shop.folder / "interactions.csv", shop.folder / "profiles.csv"
+    with walk.stage("users", "turn interactions and reviews into histories and interests"):
+        walk.triptych("users", "build", "--interactions", str(interactions), "--profiles", str(profiles))
+    with walk.stage("materialize", "apply the feature definitions and load the store"):
+        walk.triptych("materialize")
+    return read_quarantine(report, shop.folder)
+
+
+def read_quarantine(report: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """(file relative to the manifest, reason) of each refusal that an ingestion's report points to."""
+    path = report.get("quarantine_file")
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if path else []
+    refusals = [json.loads(line) for line in lines if line.strip()]
+    root = f"{folder}/"
+    return [(str(r["value"]).removeprefix(root), str(r["reason"]).replace(root, "")) for r in refusals]
+
+
+def _learn(walk: Walk, seed: int) -> None:
+    with walk.stage("train", "train the fusion ranker on point-in-time histories"):
+        walk.triptych("train", "--model-id", MODEL_ID, "--preset", "tiny", "--seed", str(seed), "--promote")
+    with walk.stage("fused", "load the ranker's own vectors into the store"):
+        walk.triptych("materialize")
+
+
+def _serve(walk: Walk, shop: Shop) -> dict[str, Any]:
+    with walk.stage("serve", "start the gRPC service"):
+        address = walk.start_server()
+    people = choose_people(shop.world)
+    with walk.stage("rank", "rank for three people, each from a process of its own"):
+        call = ("client", "rank", "--target", address, "--top-n", str(TOP_N))
+        return {user: walk.triptych_json(*call, user) for user in people}
+
+
+def _measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
+    with walk.stage("measure", "compare with popularity, the planted truth and shuffled content"):
+        truth = str(shop.folder / "truth.npz")
+        arguments = ("--home", str(home), "--model-id", MODEL_ID, "--truth", truth, "--seed", str(seed))
+        measured: dict[str, float] = json.loads(walk.python("triptych.demo.judge", *arguments))
+        return measured
+
+
+def write_metrics(story: Story, path: Path) -> Path:
+    """Write the demo's numbers: the metrics, `items`, `quarantined`, and `seconds` by stage."""
+    numbers: dict[str, Any] = {key: story.metrics[key] for key in METRICS}
+    numbers |= {"items": story.counts["items"], "quarantined": len(story.quarantined), "seconds": dict(story.seconds)}
+    path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def _verdict(story: Story, console: Console) -> int:
+    refused, planted = {file for file, _ in story.quarantined}, set(story.corrupt)
+    if refused != planted or len(story.quarantined) != len(planted):
+        console.print(f"[bold red]the quarantine is not what was planted:[/] {sorted(refused)}, not {sorted(planted)}")
+        return 1
+    console.print(
+        f"[green]All stages went well in {sum(story.seconds.values()):.0f} s;[/] "
+        f"the {len(planted)} files broken on purpose, and no others, were quarantined."
+    )
+    return 0
