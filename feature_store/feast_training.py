@@ -7,6 +7,7 @@ earlier. Histories are not joined here: they are computed from the events by `hi
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,10 +72,10 @@ def build_training_set(
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    joined = _Join(home)
-    _write_items(temporary, joined, versions, list(spaces), progress)
     labels = _write_events(temporary, events, versions)
-    users = _write_users(temporary, joined, home, events, text_profile_space, cutoff_us)
+    with closing(_Join(home)) as joined:
+        _write_items(temporary, joined, versions, list(spaces), progress)
+        users = _write_users(temporary, joined, home, events, text_profile_space, cutoff_us)
     counts = {
         "items": len(np.unique(versions.code)),
         "versions": len(versions),
@@ -125,6 +126,16 @@ class _Join:
         if table.num_rows != len(ids):
             raise FeatureStoreError(f"the point-in-time join gave {table.num_rows} rows for {len(ids)}")
         return table
+
+    @staticmethod
+    def close() -> None:
+        """Close the DuckDB connection that Feast leaves open, since DuckDB complains of it when the process ends."""
+        import ibis
+
+        backend = ibis.options.default_backend
+        if backend is not None:
+            backend.disconnect()
+            ibis.options.default_backend = None
 
 
 def _write_items(

@@ -168,10 +168,11 @@ def _default(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
         return pa.chunked_array([timestamps(np.full(table.num_rows, now_us(), np.int64))])
     if field.name == "deleted":
         return pa.chunked_array([pa.array(np.zeros(table.num_rows, np.bool_))])
-    if field.name == "updated_us" and "event_timestamp" in table.column_names:
-        return table["event_timestamp"].cast(TIMESTAMP).cast(pa.int64())
+    source = "event_timestamp" if field.name == "updated_us" else field.name
+    if source in table.column_names:
+        return table[source].cast(TIMESTAMP).cast(pa.int64())
     if not field.nullable:
-        raise TableError(f"column {field.name!r} is missing; there are {table.column_names}")
+        raise TableError(f"column {source!r} is missing; there are {table.column_names}")
     return pa.chunked_array([pa.nulls(table.num_rows, field.type)])
 
 

@@ -1,0 +1,46 @@
+import pytest
+
+from feature_store.errors import LeaseError
+from feature_store.lease import Leases
+from feature_store.watermarks import Watermark, Watermarks
+
+
+def test_one_writer_at_a_time(tmp_path):
+    """A second writer is told who writes; after the release it may."""
+    leases = Leases(tmp_path / "leases.db")
+    with leases.hold("view") as lease:
+        with pytest.raises(LeaseError, match="being written by"):
+            leases.take("view")
+        leases.take("another_view").release()
+        lease.check()
+    assert leases.take("view").token > lease.token
+
+
+def test_a_paused_writer_finds_out_before_its_next_write(tmp_path):
+    """A lease that ran out and was taken over cannot be renewed, and its token is the smaller one."""
+    slow, quick = Leases(tmp_path / "leases.db", lease_seconds=-1), Leases(tmp_path / "leases.db")
+    old = slow.take("view")
+    new = quick.take("view")
+    assert new.token > old.token
+    with pytest.raises(LeaseError, match="taken over"):
+        old.check()
+    old.release()
+    new.check()
+
+
+def test_a_lease_that_ran_out_is_kept_while_nobody_wants_it(tmp_path):
+    """Slowness alone is no reason to lose a load."""
+    lease = Leases(tmp_path / "leases.db", lease_seconds=-1).take("view")
+    lease.check()
+
+
+def test_a_watermark_never_goes_back(tmp_path):
+    """Two loads that end in the wrong order leave the later mark; forgetting is by project."""
+    marks = Watermarks(tmp_path / "leases.db")
+    assert marks.read("p", "v") is None
+    marks.write("p", "v", Watermark(10, 20))
+    marks.write("p", "v", Watermark(5, 30))
+    marks.write("other", "v", Watermark(1, 1))
+    assert marks.read("p", "v") == Watermark(10, 30)
+    marks.forget("p")
+    assert (marks.read("p", "v"), marks.read("other", "v")) == (None, Watermark(1, 1))

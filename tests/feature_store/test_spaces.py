@@ -1,0 +1,79 @@
+import threading
+from dataclasses import replace
+
+import pytest
+
+from encoders.space import EmbeddingSpace
+from feature_store.errors import SpaceRegistryError
+from feature_store.home import Home
+from feature_store.parts import list_parts
+from feature_store.spaces import embeddings_folder, find_space, read_entries, read_spaces, register_spaces, view_name
+from feature_store.tables import Tables
+
+TEXT = EmbeddingSpace.from_recipe("text", "tiny", 4, {"weights": "none"}, description="a tiny one: for tests")
+IMAGE = EmbeddingSpace.from_recipe("image", "tiny", 6, {"weights": "none"}, kind="untrained", query_modality="text")
+
+
+def test_a_registered_space_comes_back_whole_and_has_a_table(home):
+    """Recipe, kind and description survive the file, and reading the new table is no error."""
+    assert register_spaces(home, [TEXT, IMAGE]) == [TEXT, IMAGE]
+    assert read_spaces(home) == [TEXT, IMAGE]
+    assert read_spaces(home)[0].recipe == TEXT.recipe
+    assert Tables(home).read_embeddings("item", IMAGE.space_id).vectors.shape == (0, 6)
+
+
+def test_registering_again_changes_nothing(home):
+    """The second time nothing is new, and no second zero-row part appears."""
+    register_spaces(home, [TEXT])
+    assert register_spaces(home, [TEXT]) == []
+    assert len(list_parts(embeddings_folder(home, "item", TEXT.space_id))) == 1
+
+
+def test_one_space_may_describe_items_and_users(home):
+    """Each entity has a view of its own in the same space."""
+    register_spaces(home, [TEXT])
+    assert register_spaces(home, [TEXT], entity="user") == [TEXT]
+    assert [entry.view for entry in read_entries(home)] == [
+        view_name("item", TEXT.space_id),
+        view_name("user", TEXT.space_id),
+    ]
+    assert read_spaces(home) == [TEXT]
+    assert read_spaces(home, "user") == [TEXT]
+
+
+def test_a_space_that_contradicts_its_id_is_refused(home):
+    """The same id with another dim is an error, not a second entry."""
+    register_spaces(home, [TEXT])
+    with pytest.raises(SpaceRegistryError, match="dim 4, not encoder with dim 5"):
+        register_spaces(home, [replace(TEXT, dim=5)])
+
+
+def test_writers_at_the_same_time_lose_no_space(home):
+    """Every one of many concurrent registrations is in the file afterwards."""
+    spaces = [EmbeddingSpace.from_recipe("text", "tiny", 4, {"n": n}) for n in range(12)]
+    threads = [threading.Thread(target=register_spaces, args=(home, [space])) for space in spaces]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {s.space_id for s in read_spaces(home)} == {s.space_id for s in spaces}
+
+
+def test_a_new_home_starts_with_the_committed_spaces(tmp_path):
+    """Without a file in the home, the committed list is in use: one space per modality."""
+    assert {s.modality for s in read_spaces(Home(tmp_path))} == {"text", "image", "audio"}
+
+
+@pytest.mark.parametrize("text", ["spaces: 3", "spaces:\n- {modality: text}", "- a", "{"])
+def test_an_unusable_list_is_named(home, text):
+    """A file that is not a list of spaces is an error with its path."""
+    home.spaces.write_text(text)
+    with pytest.raises(SpaceRegistryError, match=r"spaces\.yaml"):
+        read_entries(home)
+
+
+def test_an_unknown_space_lists_those_there_are(home):
+    """The message helps with a mistyped id."""
+    register_spaces(home, [TEXT])
+    with pytest.raises(SpaceRegistryError, match=TEXT.space_id):
+        find_space(home, "text_tiny_00000000")
