@@ -64,12 +64,24 @@ def decode_audio(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> S
     return samples
 
 
+class _Reader(io.BytesIO):
+    """A file for libsndfile: a seek to before the start, which damaged files cause, goes nowhere, since C cannot catch errors."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def _decode(data: bytes, kind: str, limits: MediaLimits) -> tuple[Samples, int]:
     """Mono samples at the file's own rate."""
     import soundfile
 
+    if kind == "MP3 sound":  # libsndfile reads it too, but its decoder writes its complaints to stderr
+        return _decode_with_ffmpeg(data, kind, limits)
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(_Reader(data))
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         if kind in _DEMUXERS:
             return _decode_with_ffmpeg(data, kind, limits)
@@ -100,7 +112,7 @@ def _decode_with_ffmpeg(data: bytes, kind: str, limits: MediaLimits) -> tuple[Sa
             if not container.streams.audio:
                 raise MediaError("unsupported_format", f"the {kind} has no sound track")
             stream = container.streams.audio[0]
-            declared = float(container.duration or 0) / av.time_base
+            declared = float(container.duration or 0) / av.time_base if _declares_length(data, kind) else 0.0
             _check_shape(stream.rate, stream.channels, declared, limits)
             to_planar_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
             blocks = (
@@ -110,7 +122,14 @@ def _decode_with_ffmpeg(data: bytes, kind: str, limits: MediaLimits) -> tuple[Sa
             _check_length(kind, len(samples) / stream.rate, declared)
             return samples, int(stream.rate)
     except (av.FFmpegError, ValueError, RuntimeError) as error:
-        raise MediaError("undecodable", f"the {kind} is damaged: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError("undecodable", f"the {kind} is damaged: {reason}") from error
+
+
+def _declares_length(data: bytes, kind: str) -> bool:
+    """Whether FFmpeg reads the duration rather than guess it from the bit rate: MP3 says it in a Xing or Info header, AAC never."""
+    head = data[: 1 << 16]
+    return kind != "AAC sound" and (kind != "MP3 sound" or b"Xing" in head or b"Info" in head)
 
 
 def _check_shape(rate: int, channels: int, seconds: float, limits: MediaLimits) -> None:

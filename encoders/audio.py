@@ -89,6 +89,7 @@ class AudioEncoder:
             **self._source.recipe(),
             "sample_rate_hz": SAMPLE_RATE_HZ,
             "window_samples": self._window,
+            "short_clips": "repeated",
             "clip_normalisation": self._source.normalises(),
             "pooling": "mean over frames, then windows",
             "normalisation": "l2",
@@ -101,7 +102,7 @@ class AudioEncoder:
         """Unit vectors [n, dim] of 16 kHz mono clips (float32 [samples] each), in their order.
 
         Raises:
-            MediaError: `too_short`, a clip has less than one frame of the model; `not_finite`.
+            MediaError: `too_short`, a clip has no samples; `not_finite`. Less than one frame of the model is repeated.
         """
         windows: list[Clip] = []
         owners: list[int] = []
@@ -133,7 +134,7 @@ class AudioEncoder:
             )
         if self._source.normalises():
             clip = (clip - clip.mean()) / np.sqrt(clip.var() + _VARIANCE_FLOOR)
-        clip = clip.astype(np.float32)
+        clip = np.resize(clip, max(len(clip), self._shortest)).astype(np.float32)  # repeats what is too short
         if len(clip) <= self._window:
             return [clip]
         starts = [*range(0, len(clip) - self._window, self._window), len(clip) - self._window]
