@@ -83,8 +83,8 @@ class NewestRows:
         return int(count), self._one(f"SELECT max({self._created}) FROM {self._table()}")  # noqa: S608
 
     def _one(self, query: str) -> Any:
-        row = self._db.execute(query).fetchone()
-        return row[0] if row else None
+        # All rows, though there is one: a result that was not read to its end keeps the connection busy.
+        return self._db.execute(query).fetchall()[0][0]
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
         """The rows as `MilvusCore.upsert` wants them, `rows` at a time."""

@@ -47,7 +47,7 @@ def test_histories_and_interests_are_written_with_the_last_events_time(place):
     """A user's row holds their events oldest first and is dated by the last of them; the interest is the decayed mean."""
     add(place, "u", ("b", 31 * DAY_US), ("a", DAY_US))
     report = build_users(place)
-    assert (report.users, report.histories, report.interests) == (1, 1, {INTEREST.space_id: 1})
+    assert (report.users, report.histories, report.interests[INTEREST.space_id]) == (1, 1, 1)
     (row,) = Tables(place).read_user_history().to_pylist()
     assert row["item_ids"] == ["a", "b"]
     assert row["timestamps_us"] == [DAY_US, 31 * DAY_US]
@@ -85,7 +85,7 @@ def test_items_without_vectors_are_counted_and_left_out(place):
     """Events about items that no space knows stay in the history and are reported; such a user gets no interest vector."""
     add(place, "u", ("nowhere", DAY_US))
     report = build_users(place)
-    assert (report.histories, report.unknown_items, report.interests) == (1, 1, {INTEREST.space_id: 0})
+    assert (report.histories, report.unknown_items, report.interests[INTEREST.space_id]) == (1, 1, 0)
 
 
 def test_the_decay_is_part_of_the_space(place):
@@ -93,6 +93,6 @@ def test_the_decay_is_part_of_the_space(place):
     add(place, "u", ("a", DAY_US))
     build_users(place)
     build_users(place, decay=Decay(half_life_days=7))
-    spaces = {entry.space.space_id for entry in read_entries(place) if entry.entity == "user"}
+    spaces = {e.space.space_id for e in read_entries(place) if e.space.base_space_id == SPACE.space_id}
     assert len(spaces) == 2
     assert INTEREST.space_id in spaces

@@ -84,11 +84,11 @@ def _microseconds(moment: str | None) -> int | None:
 
 def _print(report: "IngestReport") -> None:
     table = Table(title=f"{report.manifest.name}: {report.rows:,} rows in {report.seconds:.1f} s")
-    names = ("encoded", "unchanged", "missing", "quarantined", "deleted")
+    names = ("encoded", "unchanged", "missing", "quarantined")
     table.add_column("modality")
     for name in names:
         table.add_column(name, justify="right")
-    table.add_column("space")
+    table.add_column("space", overflow="fold")
     for space in report.spaces:
         counts = report.modalities[space.modality]
         shown = f"{space.space_id} [yellow](untrained)[/]" if space.kind == "untrained" else space.space_id
