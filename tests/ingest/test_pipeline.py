@@ -1,0 +1,163 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from encoders.profiles import load_profile
+from encoders.space import MODALITIES
+from feature_store.home import Home
+from feature_store.tables import Tables
+from ingest.errors import ManifestError
+from ingest.pipeline import ingest_manifest
+
+COLUMNS = ("item_id", "title", "description", "category", "price", "image", "audio", "available_at")
+JAN_1997_US = 852076800_000000
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    return load_profile("bundled")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Home(tmp_path / "home")
+
+
+def picture(path, colour):
+    Image.new("RGB", (40, 30), colour).save(path)
+
+
+def sound(path, hertz):
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hertz * np.arange(16_000) / 16_000), 16_000)
+
+
+def manifest(folder, *rows):
+    """A CSV of `rows`, dictionaries of the columns that matter, beside two pictures and two sounds."""
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        picture(folder / f"{name}.png", colour)
+    for name, hertz in (("low", 220), ("high", 1760)):
+        sound(folder / f"{name}.flac", hertz)
+    path = folder / "m.csv"
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+FULL = {
+    "item_id": "full",
+    "title": "Fire engine",
+    "image": "red.png",
+    "audio": "low.flac",
+    "available_at": "1997-01-01",
+}
+WORDS = {"item_id": "words", "title": "Whale", "description": "A large sea animal", "available_at": "1997-01-02"}
+
+
+def stored(home, encoders, modality):
+    return Tables(home).read_embeddings("item", encoders.by_modality(modality).space.space_id)
+
+
+def test_good_rows_reach_every_table(tmp_path, place, encoders):
+    """Vectors of each modality and the item rows are there, dated by the catalogue, equal to what the encoder gives."""
+    report = ingest_manifest(place, manifest(tmp_path, FULL, WORDS), encoders)
+    assert (report.rows, report.items_written, report.quarantined) == (2, 2, 0)
+    assert report.modalities["text"]["encoded"] == 2
+    assert stored(place, encoders, "image").ids == ["full"]
+    assert stored(place, encoders, "audio").ids == ["full"]
+    texts = stored(place, encoders, "text")
+    assert texts.ids == ["full", "words"]
+    assert texts.event_timestamp.tolist() == [JAN_1997_US, JAN_1997_US + 86_400_000_000]
+    direct = encoders.text.encode(["Fire engine", "Whale. A large sea animal"])
+    np.testing.assert_allclose(texts.vectors, direct, atol=1e-3)
+    assert Tables(place).read_items()["title"].to_pylist() == ["Fire engine", "Whale"]
+
+
+def test_a_second_run_encodes_nothing(tmp_path, place, encoders):
+    """An unchanged manifest is recognised: no vector and no row is written again."""
+    path = manifest(tmp_path, FULL, WORDS)
+    ingest_manifest(place, path, encoders)
+    before = sorted(place.tables.rglob("*.parquet"))
+    again = ingest_manifest(place, path, encoders)
+    assert (again.items_written, again.items_unchanged) == (0, 2)
+    assert again.modalities["image"]["unchanged"] == 1
+    assert sorted(place.tables.rglob("*.parquet")) == before
+
+
+def test_bad_parts_are_quarantined_and_the_item_keeps_the_rest(tmp_path, place, encoders):
+    """A missing file, a picture that is none, a silent file without samples and a text of 100,000 characters each get a reason."""
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    rows = [
+        {"item_id": "missing", "title": "one", "image": "nowhere.png"},
+        {"item_id": "broken", "title": "two", "image": "broken.png"},
+        {"item_id": "silent", "title": "three", "audio": "empty.wav"},
+        {"item_id": "long", "title": "four", "description": "word " * 20_000, "image": "red.png"},
+    ]
+    report = ingest_manifest(place, manifest(tmp_path, *rows), encoders)
+    assert report.items_written == 4
+    assert report.refused == {"image": 2, "audio": 1, "text": 1}
+    lines = {line["record_id"]: line for line in map(json.loads, report.quarantine_file.read_text().splitlines())}
+    assert set(lines) == {"missing", "broken", "silent", "long"}
+    assert "nowhere.png" in lines["missing"]["value"]
+    assert all(len(line["reason"]) > 10 for line in lines.values())
+    assert stored(place, encoders, "text").ids == ["broken", "missing", "silent"]
+    assert stored(place, encoders, "image").ids == ["long"]
+
+
+def test_a_damaged_replacement_does_not_lose_what_is_stored(tmp_path, place, encoders):
+    """When a stored item's picture is damaged in a later manifest, its vector stays."""
+    path = manifest(tmp_path, FULL)
+    ingest_manifest(place, path, encoders)
+    before = stored(place, encoders, "image").vectors
+    (tmp_path / "red.png").write_bytes(b"not a picture")
+    report = ingest_manifest(place, path, encoders)
+    assert report.refused == {"image": 1}
+    np.testing.assert_array_equal(stored(place, encoders, "image").vectors, before)
+
+
+def test_a_changed_part_is_encoded_again_and_a_removed_one_deleted(tmp_path, place, encoders):
+    """A new picture replaces the old vector; a part that the manifest no longer gives is deleted; the others are left alone."""
+    ingest_manifest(place, manifest(tmp_path, FULL), encoders)
+    before = stored(place, encoders, "image").vectors
+    changed = {**FULL, "image": "blue.png", "audio": "", "available_at": "1997-06-01"}
+    report = ingest_manifest(place, manifest(tmp_path, changed), encoders)
+    assert report.modalities["text"]["unchanged"] == 1
+    assert report.modalities["image"]["encoded"] == 1
+    assert report.modalities["audio"]["deleted"] == 1
+    assert stored(place, encoders, "audio").ids == []
+    assert not np.allclose(stored(place, encoders, "image").vectors, before, atol=1e-3)
+
+
+def test_a_column_that_is_absent_deletes_nothing(tmp_path, place, encoders):
+    """A manifest without an image column says nothing about pictures."""
+    ingest_manifest(place, manifest(tmp_path, FULL), encoders)
+    path = tmp_path / "titles.csv"
+    path.write_text("item_id,title,available_at\nfull,Fire truck,1997-07-01\n")
+    ingest_manifest(place, path, encoders)
+    assert stored(place, encoders, "image").ids == ["full"]
+    assert Tables(place).read_items()["title"].to_pylist() == ["Fire truck"]
+
+
+def test_an_unreadable_manifest_stores_nothing(tmp_path, place, encoders):
+    """A file that is not what its ending says ends the run before anything is written."""
+    path = tmp_path / "m.parquet"
+    path.write_text("item_id,title\na,b\n")
+    with pytest.raises(ManifestError):
+        ingest_manifest(place, path, encoders)
+    assert not place.root.exists()
+
+
+def test_progress_counts_every_part_once(tmp_path, place, encoders):
+    """Progress adds up to rows times modalities, whatever is missing, refused or unchanged."""
+    done = []
+    path = manifest(
+        tmp_path, FULL, WORDS, {"item_id": "full", "title": "again"}, {"item_id": "x", "title": "y", "image": "no.png"}
+    )
+    ingest_manifest(place, path, encoders, progress=done.append)
+    assert sum(done) == 4 * len(MODALITIES)
