@@ -83,13 +83,12 @@ def logged_events(events: Iterable[common_pb2.Event], now: int) -> list[LoggedEv
     ]
 
 
-def session_events(events: Sequence[common_pb2.Event], now: int) -> Events:
-    """Session events as history; those without a time happened just before `now`, in their order."""
-    logged = logged_events(events, now)
+def session_events(events: Sequence[common_pb2.Event], at_us: int) -> Events:
+    """Session events as history; those without a time happened just before `at_us`, in their order."""
+    logged = logged_events(events, now_us() - 1)
+    first = at_us - len(logged)
     times = [
-        min(now - len(logged) + i, one.timestamp_us)
-        if not raw.HasField("event_timestamp")
-        else min(now - 1, one.timestamp_us)
+        one.timestamp_us if raw.HasField("event_timestamp") else first + i
         for i, (raw, one) in enumerate(zip(events, logged, strict=True))
     ]
     return _events(logged, times)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from feature_store.errors import ViewNotFoundError
 from feature_store.milvus_core import MilvusCore
 from feature_store.spaces import view_name
+from feature_store.watermarks import Watermarks
 from ranker.scorer import ItemBatch
 from serving import convert
 
 PROFILE_VIEW: Final = "item_profile"
 SCAN_ROWS: Final = 4096
+FEAST_PROJECT: Final = "triptych"
 
 
 @dataclass(frozen=True)
@@ -118,17 +120,22 @@ def is_known(batch: ItemBatch) -> NDArray[np.bool_]:
     return known
 
 
-def signature(core: MilvusCore, space_ids: Iterable[str]) -> dict[str, int]:
-    """Rows per view: what cheap polling can see of a change."""
+def signature(core: MilvusCore, marks: Watermarks, space_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Per view, its number of rows and how far it was materialized: what cheap polling can see of a change."""
     views = [PROFILE_VIEW, *(view_name("item", space_id) for space_id in space_ids)]
-    return {view: _count(core, view) for view in views}
+    return {view: (_count(core, view), _loaded_until_us(marks, view)) for view in views}
 
 
 def _count(core: MilvusCore, view: str) -> int:
     try:
-        return int(core.count(view))
+        return core.count(view)
     except ViewNotFoundError:
         return -1
+
+
+def _loaded_until_us(marks: Watermarks, view: str) -> int:
+    mark = marks.read(FEAST_PROJECT, view)
+    return mark.created_us if mark else 0
 
 
 def _scan(core: MilvusCore, view: str, fields: list[str]) -> list[pa.RecordBatch]:

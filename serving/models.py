@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import FeatureStoreError
 from feature_store.home import Home
+from feature_store.watermarks import Watermarks
 from ranker import checkpoint
 from ranker.errors import CheckpointError
 from ranker.scorer import ItemTokens, Ranker
@@ -74,7 +75,8 @@ class Models:
         self._served: dict[str, ServedModel] = {}
         self.pointer = Pointer()
         self._catalogue = Catalogue()
-        self._counts: dict[str, int] = {}
+        self._marks = Watermarks(home.leases)
+        self._signature: dict[str, tuple[int, int]] = {}
         self._changing = asyncio.Lock()
         self._started = False
 
@@ -163,8 +165,8 @@ class Models:
 
     async def _changed(self) -> bool:
         pinned = sorted(self._pinned())
-        counts = await self._store.load(lambda core: signature(core, pinned))
-        return any(self._counts.get(view) != count for view, count in counts.items())
+        seen = await self._store.load(lambda core: signature(core, self._marks, pinned))
+        return any(self._signature.get(view) != state for view, state in seen.items())
 
     def _pinned(self) -> set[str]:
         return {space_id for served in self._served.values() for space_id in served.ranker.space_ids.values()}
@@ -177,11 +179,11 @@ class Models:
 
     async def _load_spaces(self, space_ids: list[str]) -> None:
         before = self._catalogue
-        # Counted before the scan: a row that arrives during it is found by the next poll.
-        counts, self._catalogue = await self._store.load(
-            lambda core: (signature(core, space_ids), before.loaded(core, space_ids))
+        # Looked at before the scan: a row that arrives during it is found by the next poll.
+        seen, self._catalogue = await self._store.load(
+            lambda core: (signature(core, self._marks, space_ids), before.loaded(core, space_ids))
         )
-        self._counts.update(counts)
+        self._signature.update(seen)
         log.info("item vectors loaded", items={s: self._catalogue.items_loaded(s) for s in space_ids})
 
     def _read(self, model_id: str) -> Ranker:

@@ -66,7 +66,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
                 scoring.rank, model, reader, candidates, at, top_n, not request.skip_explanations
             )
         degraded += _item_degradations(candidates, ranked, reader)
-        return _response(request, model, candidates, ranked, found, degraded, user, at, clock)
+        return _response(request, model, candidates, ranked, found, degraded, reader, at, clock)
 
     async def Retrieve(  # noqa: N802 - gRPC's name
         self, request: ranking_pb2.RetrieveRequest, context: RpcContext
@@ -106,9 +106,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
     async def _user(self, request: Any, model: ServedModel, at_us: int, clock: Stopwatch) -> KnownUser:
         text_space = model.ranker.space_ids.get("text", "")
         with clock.stage("history"):
-            return await self._users.read(
-                request.user_id, request.session_events, at_us, model.ranker.history_length, text_space
-            )
+            return await self._users.read(request.user_id, request.session_events, at_us, text_space)
 
     async def _read(
         self,
@@ -199,8 +197,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
         return found, space_id, "", degraded
 
     async def _seen(self, request: ranking_pb2.RetrieveRequest, now: int, degraded: Degradations) -> set[str]:
-        length = self._settings.max_events
-        user = await self._users.read(request.user_id, request.session_events, now, length, "")
+        user = await self._users.read(request.user_id, request.session_events, now)
         degraded += user.degraded
         return set(user.history.item_ids)
 
@@ -262,7 +259,7 @@ def _response(
     ranked: scoring.Ranked,
     found: FoundItems,
     degraded: Degradations,
-    user: KnownUser,
+    reader: scoring.Reader,
     at: Context,
     clock: Stopwatch,
 ) -> ranking_pb2.RankResponse:
@@ -282,7 +279,7 @@ def _response(
         timings=clock.timings(),
         candidate_source=found.source,
         candidates=len(candidates.item_ids),
-        history_events=len(user.history),
+        history_events=len(reader.encoded.positions),
         space_ids=list(model.ranker.space_ids.values()),
         time=convert.timestamp(at.now_us),
     )

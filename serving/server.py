@@ -72,13 +72,15 @@ class Server:
         self.feedback = FeedbackService(self._logs[0], settings)
         self._servers: list[grpc.aio.Server] = []
         self._watcher: asyncio.Task[None] | None = None
+        self._poll_error = ""
         self.address = self.admin_address = ""
 
     async def start(self) -> None:
-        """Open both ports; every service is NOT_SERVING yet, but for feedback."""
+        """Open both ports; feedback and administration are SERVING, the rest is not yet."""
         for service in (WHOLE_SERVER, EMBEDDING, RANKING):
             await self.health.set(service, Status.NOT_SERVING)
-        await self.health.set(FEEDBACK, Status.SERVING)
+        for service in (FEEDBACK, ADMIN):
+            await self.health.set(service, Status.SERVING)
         self.address = await self._open(self._add_public, self.settings.host, self.settings.port)
         self.admin_address = await self._open(self._add_admin, self.settings.admin_host, self.settings.admin_port)
         log.info("listening", address=self.address, admin_address=self.admin_address, pid=os.getpid())
@@ -130,8 +132,11 @@ class Server:
     async def _poll(self) -> None:
         try:
             await self.models.poll()
+            self._poll_error = ""
         except (FeatureStoreError, RankerError, ServingError) as error:
-            log.warning("not refreshed", error=str(error))
+            if self._poll_error != str(error):  # said once, not every few seconds
+                log.warning("not refreshed", error=str(error))
+            self._poll_error = str(error)
         except Exception:  # the watcher must outlive surprises: without it the server would go stale in silence
             log.exception("not refreshed")
         await self.health.set(RANKING, Status.SERVING if self.models.ready else Status.NOT_SERVING)
@@ -175,7 +180,14 @@ async def serve(home: Home, settings: ServeSettings, announce: Callable[[Server]
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = Server(home, settings)
-    await server.start()
+    try:
+        await server.start()
+        await _run(server, stop, announce)
+    finally:
+        await server.stop()
+
+
+async def _run(server: Server, stop: asyncio.Event, announce: Callable[[Server], None]) -> None:
     warming = asyncio.create_task(server.warm_up())
     stopped = asyncio.create_task(stop.wait())
     try:
@@ -186,4 +198,4 @@ async def serve(home: Home, settings: ServeSettings, announce: Callable[[Server]
             await stopped
     finally:
         warming.cancel()
-        await server.stop()
+        stopped.cancel()

@@ -26,6 +26,7 @@ from serving.workers import Worker
 HISTORY_VIEW: Final = "user_history"
 HISTORY_FIELDS: Final = ("event_ids", "item_ids", "event_types", "values", "timestamps_us")
 REMEMBERED_USERS: Final = 10_000
+MAX_LOGGED_EVENTS: Final = 500
 UNKNOWN_USER: Final = common_pb2.DEGRADED_REASON_UNKNOWN_USER
 STORE_UNAVAILABLE: Final = common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE
 
@@ -57,14 +58,14 @@ class Users:
         self._seen: LRUCache[tuple[str, str], Stored] = LRUCache(REMEMBERED_USERS)
 
     async def read(
-        self, user_id: str, session: Sequence[common_pb2.Event], at_us: int, length: int, text_space: str
+        self, user_id: str, session: Sequence[common_pb2.Event], at_us: int, text_space: str = ""
     ) -> KnownUser:
-        """The user as of `at_us`: the newest `length` events strictly before it."""
-        recorded = self._reading.run(self._log.newest_of, user_id, at_us, length)
+        """The user as of `at_us`; the profile vector is that of `text_space`, if one is named."""
+        recorded = self._reading.run(self._log.newest_of, user_id, at_us, MAX_LOGGED_EVENTS)
         (stored, degraded), logged = await asyncio.gather(self._stored(user_id, text_space), recorded)
         # The stored form of an event wins over the log's copy of it: they are the same, but the store's was joined offline.
         events = merge_events(stored.history, convert.history_events(logged), convert.session_events(session, at_us))
-        history = history_as_of(events, at_us, limit=length)
+        history = history_as_of(events, at_us)
         if not degraded and not len(events) and stored.profile is None:
             detail = f"nothing is known of user {user_id!r}"
             degraded = (common_pb2.Degradation(reason=UNKNOWN_USER, detail=detail, count=1),)

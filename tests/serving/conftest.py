@@ -18,14 +18,9 @@ def world(tmp_path_factory) -> Iterator[World]:
 @pytest.fixture(scope="session")
 def server(world) -> Iterator[Running]:
     """One server process for all tests; `-X importtime` lists on stderr everything that it imports."""
-    with running(
-        world.home,
-        "server",
-        "-X",
-        "importtime",
-        TRIPTYCH_SERVE_REFRESH_SECONDS="0.5",
-        TRIPTYCH_SERVE_STORE_RETRY_SECONDS="0.3",
-    ) as one:
+    command = ("-X", "importtime", "-m", "triptych", "serve")
+    quick = {"TRIPTYCH_SERVE_REFRESH_SECONDS": "0.5", "TRIPTYCH_SERVE_STORE_RETRY_SECONDS": "0.3"}
+    with running(world.home, "server", *command, **quick) as one:
         yield one
 
 

@@ -2,9 +2,10 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
@@ -13,13 +14,13 @@ from grpc_status import rpc_status
 
 from feature_store.event_log import EventLog
 from feature_store.home import Home
-from protos.triptych.v1 import embedding_pb2, embedding_pb2_grpc
+from protos.triptych.v1 import embedding_pb2, embedding_pb2_grpc, feedback_pb2, feedback_pb2_grpc
 from serving.budget import set_deadline
-from serving.errors import DeadlineExceeded, Overloaded
+from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.server import RANKING, Server
 from serving.settings import ServeSettings
 from serving.workers import Worker
-from tests.serving.world import new_client, running
+from tests.serving.world import Running, new_client, running, until
 from triptych.client import Client, ClientError, make_event
 
 
@@ -37,59 +38,68 @@ def record_until(address: str, stop: threading.Event, acknowledged: list[str], w
             acknowledged.append(event.event_id)
 
 
-def test_no_acknowledged_event_is_lost_by_a_kill(tmp_path):
-    """SIGKILL in the middle of requests: every acknowledged event is in the log, and the restarted server knows it."""
-    home = Home(tmp_path / "home").create()
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Home, list[str]]:
+    """A home whose server got SIGKILL in the middle of requests, and the ids of the events that it had acknowledged."""
+    home = Home(tmp_path_factory.mktemp("killed") / "home").create()
     acknowledged: list[str] = []
     stop = threading.Event()
     with running(home, "victim", until="listening") as victim:
-        writers = [
-            threading.Thread(target=record_until, args=(victim.address, stop, acknowledged, w)) for w in range(3)
-        ]
+        recorders = [(victim.address, stop, acknowledged, writer) for writer in range(3)]
+        writers = [threading.Thread(target=record_until, args=recorder) for recorder in recorders]
         for writer in writers:
             writer.start()
-        while len(acknowledged) < 60:
-            time.sleep(0.005)
+        until(lambda: len(acknowledged) >= 60 or stop.is_set(), 60.0, every=0.002)
         assert victim.end(signal.SIGKILL) == -signal.SIGKILL
         stop.set()
         for writer in writers:
             writer.join(20)
+    return home, acknowledged
+
+
+@pytest.fixture(scope="module")
+def restarted(killed) -> Iterator[Running]:
+    """A new server in the home of the killed one."""
+    with running(killed[0], "restarted") as server:
+        yield server
+
+
+def test_no_acknowledged_event_is_lost_by_a_kill(killed, restarted):
+    """After SIGKILL in the middle of requests every acknowledged event is in the log, and the restarted server knows it."""
+    home, acknowledged = killed
     with contextlib.closing(EventLog(home.events)) as log:
         kept = {event.event_id for event in log.read_after(0)}
-    assert set(acknowledged) <= kept
     assert len(acknowledged) >= 60
-    with running(home, "restarted", until="listening") as restarted, new_client(restarted) as client:
-        events = [make_event("item_00", user_id="w", event_id=event_id) for event_id in acknowledged]
-        again = client.record_events(events)
-        assert (again.recorded, again.duplicates) == (0, len(acknowledged))
-        assert restarted.end(signal.SIGTERM) == 0  # while it is still loading encoders
+    assert set(acknowledged) <= kept
+    with new_client(restarted) as client:
+        again = client.record_events(make_event("item_00", user_id="w", event_id=one) for one in acknowledged)
+    assert (again.recorded, again.duplicates) == (0, len(acknowledged))
 
 
-def test_sigterm_answers_what_is_under_way_and_ends_well(server, world):
+def test_sigterm_answers_what_is_under_way_and_ends_well(killed, restarted):
     """A call that began before SIGTERM is answered; then the process exits with 0 and takes its address file away."""
     told: list[object] = []
-    serve_file = world.home.root / "serve.json"
+    serve_file = killed[0].root / "serve.json"
 
     def call() -> None:
-        with new_client(second, timeout=30.0) as client:
+        with new_client(restarted, timeout=30.0) as client:
             told.append(client.embed(texts=[f"{i} " + "many words " * 200 for i in range(64)])[0].vector)
 
-    with running(world.home, "ending") as second:
-        assert json.loads(serve_file.read_text())["address"] == second.address
-        caller = threading.Thread(target=call)
-        caller.start()
-        time.sleep(0.3)
-        assert second.end(signal.SIGTERM) == 0
-        caller.join(30)
+    assert json.loads(serve_file.read_text())["address"] == restarted.address
+    caller = threading.Thread(target=call)
+    caller.start()
+    time.sleep(0.3)
+    assert restarted.end(signal.SIGTERM) == 0
+    caller.join(30)
     assert told
     assert told[0] is not None
     assert not serve_file.exists()
 
 
 @contextlib.asynccontextmanager
-async def starting_server(root) -> AsyncIterator[tuple[Server, Client]]:
+async def starting_server(root, **settings) -> AsyncIterator[tuple[Server, Client]]:
     """A server in this process that listens and has loaded nothing."""
-    server = Server(Home(root).create(), ServeSettings(port=0, permits=1))
+    server = Server(Home(root).create(), ServeSettings(port=0, permits=1, **settings))
     await server.start()
     try:
         with Client(server.address, timeout=5.0) as client:
@@ -149,6 +159,45 @@ def test_calls_past_the_permits_are_told_when_to_come_back(tmp_path):
             stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Embed(embedding_pb2.EmbedRequest(inputs=[{"text": "a"}]), timeout=5)
+        return caught.value
+
+    asyncio.run(scenario())
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    """A second server on the same port fails with the address in the message, and the first goes on."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path / "one") as (server, client):
+            port = int(server.address.rsplit(":", 1)[1])
+            second = Server(Home(tmp_path / "two").create(), ServeSettings(port=port))
+            with pytest.raises(ServingError, match=str(port)):
+                await second.start()
+            await second.stop()
+            assert await asyncio.to_thread(client.healthy, "triptych.v1.FeedbackService")
+
+    asyncio.run(scenario())
+
+
+def test_a_call_without_a_deadline_gets_one(tmp_path):
+    """A caller that brings no deadline is answered DEADLINE_EXCEEDED when the server's own has passed; a retry then succeeds."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path, default_deadline_seconds=0.2) as (server, client):
+            with contextlib.closing(sqlite3.connect(server.home.events, isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")  # a drain that takes long, for instance
+                error = await refused(server.address)
+                other.execute("ROLLBACK")
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            again = await asyncio.to_thread(client.record_events, [make_event("i", user_id="u", event_id="e")])
+            assert again.recorded + again.duplicates == 1
+
+    async def refused(address: str) -> grpc.aio.AioRpcError:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+            event = make_event("i", user_id="u", event_id="e")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.RecordEvents(feedback_pb2.RecordEventsRequest(events=[event]))
         return caught.value
 
     asyncio.run(scenario())

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from feature_store import embedded
 from feature_store.connection import connect
+from feature_store.watermarks import Watermark, Watermarks
 from protos.triptych.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from ranker import checkpoint
 from tests.serving.world import HISTORY, ITEMS, REPOSITORY, SILENT_ITEMS, png, reasons, until, wav, write_vectors
@@ -132,6 +133,8 @@ def test_only_the_past_is_history(client):
     client.record_events([make_event("item_20", user_id=user, at=moment)])
     assert client.rank(user, ITEMS[:5], at=moment).history_events == 0
     assert client.rank(user, ITEMS[:5], at=moment + timedelta(microseconds=1)).history_events == 1
+    later = [make_event("item_21", at=moment + timedelta(seconds=1))]
+    assert client.rank(user, ITEMS[:5], at=moment, session_events=later).history_events == 0
 
 
 def test_a_query_changes_the_ranking(client):
@@ -150,6 +153,19 @@ def test_retrieval_finds_what_the_query_says(client, world):
     assert found.scores[0] == pytest.approx(1.0, abs=1e-3)
     assert found.space_id == bird.space_id
     assert "UNKNOWN_ITEMS" not in reasons(client.rank("ann", ["bird", ITEMS[0]]))
+
+
+def test_replaced_vectors_are_followed(client, world):
+    """A vector that a materialize run replaced under the same id changes the item's score without anybody's call."""
+    space, item = world.spaces["text"], ITEMS[30]
+    [before] = client.rank("ann", [item]).scores
+    vector = np.zeros((1, space.dim), np.float32)
+    vector[0, 1] = 1.0
+    with contextlib.closing(connect(world.home)) as core:
+        write_vectors(core, f"item_{space.space_id}", [item], vector)
+    now = time.time_ns() // 1000
+    Watermarks(world.home.leases).write("triptych", f"item_{space.space_id}", Watermark(now, now))
+    until(lambda: abs(client.rank("ann", [item]).scores[0] - before) > 1e-4)
 
 
 def test_retrieval_for_a_user_is_in_the_models_space(client):
@@ -243,6 +259,32 @@ def test_invalid_requests_name_the_field(server, method, fields, field):
     violations = error_details_pb2.BadRequest()
     assert rpc_status.from_call(caught.value).details[0].Unpack(violations)
     assert field in [one.field for one in violations.field_violations]
+
+
+def shell(world, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`triptych client ...` in a process that finds the server through the root folder."""
+    environment = {**os.environ, "TRIPTYCH_HOME": str(world.home.root)}
+    command = [sys.executable, "-m", "triptych", "client", *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_shell_client_ranks_and_records(client, world):
+    """`triptych client` finds the running server by itself, prints JSON, and exits with 1 and a hint where nobody answers."""
+    ranked = shell(world, "rank", "ann", "-n", "3", "--json")
+    assert ranked.returncode == 0, ranked.stderr
+    told = json.loads(ranked.stdout)
+    assert told["item_ids"] == client.rank("ann", top_n=3).item_ids
+    assert len(told["shares"]) == len(told["scores"]) == 3
+    recorded = shell(world, "event", "sheller", ITEMS[0], "--type", "like", "--json")
+    assert json.loads(recorded.stdout)["recorded"] == 1
+    assert client.rank("sheller", ITEMS[:3]).history_events == 1
+    table = shell(world, "rank", "ann", ITEMS[0], ITEMS[1])
+    assert ITEMS[0] in table.stdout
+    nobody = shell(world, "models", "--target", "127.0.0.1:1")
+    assert nobody.returncode == 1
+    assert "triptych serve" in nobody.stderr
 
 
 def test_ranking_outlives_the_vector_store(client, world):

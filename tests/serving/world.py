@@ -141,13 +141,13 @@ class Running:
         return self.process.wait(seconds)
 
 
-def launch(home: Home, name: str, *arguments: str, **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start `python -m serving` on free ports in a process of its own."""
+def launch(home: Home, name: str, *command: str, **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a server (by default `python -m serving`) on free ports in a process of its own."""
     stderr = home.logs / f"{name}.err"
     settings = {"TRIPTYCH_HOME": str(home.root), "TRIPTYCH_SERVE_PORT": "0", "OMP_NUM_THREADS": "1", **environment}
     with stderr.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *arguments, "-m", "serving"],
+            [sys.executable, *(command or ("-m", "serving"))],
             cwd=REPOSITORY,
             env={**os.environ, **settings},
             stdout=subprocess.PIPE,
@@ -169,9 +169,9 @@ def wait_for_log(process: subprocess.Popen[bytes], stderr: Path, event: str, sec
 
 
 @contextlib.contextmanager
-def running(home: Home, name: str, *arguments: str, until: str = "serving", **environment: str) -> Iterator[Running]:
+def running(home: Home, name: str, *command: str, until: str = "serving", **environment: str) -> Iterator[Running]:
     """A server that has logged `until`; killed at the end if it still runs."""
-    process, stderr = launch(home, name, *arguments, **environment)
+    process, stderr = launch(home, name, *command, **environment)
     try:
         about = wait_for_log(process, stderr, "listening")
         wait_for_log(process, stderr, until)

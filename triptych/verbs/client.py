@@ -69,7 +69,7 @@ def connected(target: str | None, timeout: float) -> Iterator["Client"]:
 def rank(
     user: Annotated[str, typer.Argument(help="The user's id; an unknown one is ranked cold.")],
     items: Annotated[list[str] | None, typer.Argument(help="Candidates. [default: the server retrieves them]")] = None,
-    top_n: Annotated[int, typer.Option("--top-n", "-n", help="How many results.")] = 10,
+    top_n: Annotated[int, typer.Option("--top", "--top-n", "-n", help="How many results.")] = 10,
     query: Annotated[str, typer.Option(help="What the user searches for right now.")] = "",
     keep_seen: Annotated[bool, typer.Option(help="Keep items of the user's history among retrieved ones.")] = False,
     model_id: ModelId = "",
