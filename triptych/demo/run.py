@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from triptych.demo.catalogue import Catalogue, make_catalogue, write_catalogue
+from triptych.demo.catalogue import ITEMS, Catalogue, make_catalogue, write_catalogue
 from triptych.demo.report import write_report
 from triptych.demo.story import METRICS, Story, choose_people, tell_person
 from triptych.demo.table import show
-from triptych.demo.truth import World, make_world, write_world
+from triptych.demo.truth import USERS, World, make_world, write_world
 from triptych.demo.walk import StageError, Walk
 
 MODEL_ID: Final = "demo"
@@ -86,11 +86,11 @@ def _alive(record: Path) -> bool:
 def _walk(out: Path, seed: int, keep: bool, console: Console) -> Story:
     home = out / "home"
     with Walk(home, out / "logs", console, keep_running=keep) as walk:
-        shop = _make_shop(walk, out / "catalogue", seed)
-        quarantined = _store(walk, shop)
-        _learn(walk, seed)
-        replies = _serve(walk, shop)
-        metrics = _measure(walk, shop, home, seed)
+        shop = make_shop(walk, out / "catalogue", seed)
+        quarantined = store(walk, shop)
+        learn(walk, seed)
+        replies = serve(walk, shop)
+        metrics = measure(walk, shop, home, seed)
         if not keep:
             with walk.stage("down", "stop the server and the store"):
                 walk.stop()
@@ -110,16 +110,17 @@ def _walk(out: Path, seed: int, keep: bool, console: Console) -> Story:
     )
 
 
-def _make_shop(walk: Walk, folder: Path, seed: int) -> Shop:
-    catalogue = make_catalogue(seed)
-    with walk.stage("catalogue", f"draw {len(catalogue.items)} postcards, and 400 people who like some of them"):
-        world = make_world(catalogue, seed)
+def make_shop(walk: Walk, folder: Path, seed: int, *, items: int = ITEMS, users: int = USERS) -> Shop:
+    """Draw the catalogue and its users, and write their files."""
+    with walk.stage("catalogue", f"draw {items} postcards, and {users} people who like some of them"):
+        catalogue = make_catalogue(seed, count=items)
+        world = make_world(catalogue, seed, users=users)
         write_catalogue(catalogue, folder, seed)
         write_world(world, folder)
     return Shop(catalogue, world, folder)
 
 
-def _store(walk: Walk, shop: Shop) -> list[tuple[str, str]]:
+def store(walk: Walk, shop: Shop) -> list[tuple[str, str]]:
     """Store, ingest, users, first materialization; return the quarantined (file, reason) pairs."""
     with walk.stage("up", "start the embedded vector store"):
         walk.start_store()
@@ -142,14 +143,16 @@ def read_quarantine(report: Mapping[str, Any], folder: Path) -> list[tuple[str, 
     return [(str(r["value"]).removeprefix(root), str(r["reason"]).replace(root, "")) for r in refusals]
 
 
-def _learn(walk: Walk, seed: int) -> None:
+def learn(walk: Walk, seed: int) -> None:
+    """Train, promote, and load the fused vectors."""
     with walk.stage("train", "train the fusion ranker on point-in-time histories"):
         walk.triptych("train", "--model-id", MODEL_ID, "--preset", "tiny", "--seed", str(seed), "--promote")
     with walk.stage("fused", "load the ranker's own vectors into the store"):
         walk.triptych("materialize")
 
 
-def _serve(walk: Walk, shop: Shop) -> dict[str, Any]:
+def serve(walk: Walk, shop: Shop) -> dict[str, Any]:
+    """Start the service and rank for three users; return the replies by user."""
     with walk.stage("serve", "start the gRPC service"):
         address = walk.start_server()
     people = choose_people(shop.world)
@@ -158,7 +161,8 @@ def _serve(walk: Walk, shop: Shop) -> dict[str, Any]:
         return {user: walk.triptych_json(*call, user) for user in people}
 
 
-def _measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
+def measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
+    """What `judge` measures."""
     with walk.stage("measure", "compare with popularity, the planted truth and shuffled content"):
         truth = str(shop.folder / "truth.npz")
         arguments = ("--home", str(home), "--model-id", MODEL_ID, "--truth", truth, "--seed", str(seed))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE: Final = 16_000  # Hz, what audio encoders hear: nothing is lost to resampling
-SECONDS: Final = (1.5, 2.0)
+SECONDS: Final = (1.5, 1.6, 1.8, 2.0)  # few lengths: clips of equal length can be encoded together
 PEAK: Final = 0.8
 
 Rng = np.random.Generator
@@ -71,7 +71,7 @@ def _drums(t: Samples, rng: Rng) -> Samples:
         return np.asarray(1.4 * np.exp(-18 * s) * np.sin(2 * math.pi * (60 * s + 6 * (1 - np.exp(-30 * s)))))
 
     def hat() -> Samples:
-        return 0.5 * np.exp(-60 * s) * rng.standard_normal(len(s))
+        return 0.8 * np.exp(-60 * s) * rng.standard_normal(len(s))
 
     return _sequence(t, rng, 2 * beat, kick) + _sequence(t, rng, beat, hat)
 
@@ -143,6 +143,6 @@ PLAYERS: Final[dict[str, Callable[[Samples, Rng], Samples]]] = {
 
 def play(sound: str, rng: Rng) -> NDArray[np.float32]:
     """One loop of `sound`: float32 mono [n] at `SAMPLE_RATE`, 1.5 to 2 s, peak 0.8."""
-    loop = PLAYERS[sound](_clock(rng.uniform(*SECONDS)), rng)
+    loop = PLAYERS[sound](_clock(float(rng.choice(SECONDS))), rng)
     fade = np.minimum(1.0, np.arange(len(loop), 0, -1) / (0.03 * SAMPLE_RATE))
     return np.asarray(PEAK * fade * loop / np.abs(loop).max(), np.float32)

@@ -1,0 +1,177 @@
+"""The demo's stages with items per second, each beside its limit or its peer in the same run.
+
+Parts: `stages` walks a generated catalogue through the project's own commands; `encode` compares each encoder with the bare
+forward passes of its model on the very same ready tensors; `rank` compares Rank over all items with an empty gRPC call.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.common import Options, Record, best_of, run
+from triptych.client import Client
+from triptych.demo.catalogue import make_catalogue, write_catalogue
+from triptych.demo.run import Shop, learn, make_shop, measure, serve, store
+from triptych.demo.story import lift
+from triptych.demo.walk import Walk
+
+PARTS: Final = ("stages", "encode", "rank")
+SEED: Final = 7
+ITEMS: Final = 300
+USERS: Final = 400
+QUICK_ITEMS: Final = 80
+QUICK_USERS: Final = 150
+STAGE_SECONDS: Final = {"ingest": 40.0, "users": 25.0, "materialize": 30.0, "train": 60.0, "fused": 30.0, "serve": 30.0}
+DEMO_SECONDS: Final = 240.0
+RANK_CALLS: Final = 200
+
+
+def measure_all(options: Options, record: Record) -> None:
+    """All wanted parts; the walk serves both `stages` and `rank`."""
+    if options.wants("encode"):
+        measure_encoders(options, record)
+    if options.wants("stages") or options.wants("rank"):
+        with tempfile.TemporaryDirectory() as folder:
+            walk_through(Path(folder), options, record)
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def walk_through(folder: Path, options: Options, record: Record) -> None:
+    """The demo's walk, on less data where `--quick`, without its report."""
+    items, users = (QUICK_ITEMS, QUICK_USERS) if options.quick else (ITEMS, USERS)
+    home = folder / "home"
+    with Walk(home, folder / "logs", Console(stderr=True)) as walk:
+        shop = make_shop(walk, folder / "catalogue", SEED, items=items, users=users)
+        store(walk, shop)
+        learn(walk, SEED)
+        serve(walk, shop)
+        if options.wants("rank"):
+            measure_rank(walk.address, shop, record)
+        metrics = measure(walk, shop, home, SEED) if options.wants("stages") else {}
+        with walk.stage("down", "stop"):
+            walk.stop()
+    if options.wants("stages"):
+        claim_stages(walk.seconds, shop, record)
+        claim_quality(metrics, record)
+
+
+def claim_stages(seconds: dict[str, float], shop: Shop, record: Record) -> None:
+    """Work per second by stage against the stage's share of the demo's time, process start included."""
+    items, users = len(shop.catalogue.items), len(shop.world.truth.user_ids)
+    work = {"ingest": items, "users": users, "materialize": items + users, "train": len(shop.world.events)}
+    units = {"ingest": "items/s", "users": "users/s", "materialize": "entities/s", "train": "labels/s"}
+    full = {"ingest": ITEMS, "users": USERS, "materialize": ITEMS + USERS, "train": len(shop.world.events)}
+    for stage, amount in work.items():
+        name = f"{stage}_{units[stage].replace('/s', '')}_per_second"
+        record.claim(name, amount / seconds[stage], units[stage], bar=round(full[stage] / STAGE_SECONDS[stage], 2))
+    for stage in ("fused", "serve"):
+        record.claim(f"{stage}_seconds", seconds[stage], "s", bar=STAGE_SECONDS[stage], better="lower")
+    record.claim("demo_seconds", sum(seconds.values()), "s", bar=DEMO_SECONDS, better="lower")
+    record.note("seconds", seconds)
+
+
+def claim_quality(metrics: dict[str, float], record: Record) -> None:
+    """How much of what can be known the ranker learned, and how much of that without the content."""
+    learned, shuffled = lift(metrics, "ndcg_at_10"), lift(metrics, "ndcg_at_10_shuffled_content")
+    record.claim("lift_to_oracle", learned, "of NDCG@10", bar=0.5)
+    record.claim("lift_to_oracle_shuffled_content", shuffled, "of NDCG@10", bar=round(learned / 3, 4), better="lower")
+    record.note("metrics", metrics)
+
+
+# ---- encode ----------------------------------------------------------------------------------------------------------
+
+
+def measure_encoders(options: Options, record: Record) -> None:
+    """Each encoder on the demo's own media, decoded beforehand, against its model alone."""
+    from encoders.profiles import load_profile
+
+    encoders, count = load_profile("bundled"), QUICK_ITEMS if options.quick else ITEMS
+    texts, pictures, loops = read_media(count)
+    jobs = (
+        ("text", encoders.text, texts, lambda e: e._model),  # noqa: SLF001 - the peer is the very model inside
+        ("image", encoders.image, pictures, lambda e: e._model.visual),  # noqa: SLF001
+        ("audio", encoders.audio, loops, lambda e: e._model),  # noqa: SLF001
+    )
+    repeats = 1 if options.quick else 3
+    for modality, encoder, media, model_of in jobs:
+        model, encode = model_of(encoder), partial(encoder.encode, media)
+        calls = record_calls(model, encode)
+        bare, whole = best_of(repeats, partial(replay, model, calls)), best_of(repeats, encode)
+        record.claim(f"encode_{modality}_of_bare_forward", bare / whole, "ratio", bar=0.6)
+        record.note(f"encode_{modality}_items_per_second", round(len(media) / whole, 1))
+        record.note(f"bare_forward_{modality}_items_per_second", round(len(media) / bare, 1))
+
+
+def read_media(count: int) -> tuple[list[str], list[Any], list[Any]]:
+    """The demo's texts, pictures and loops, decoded; broken files left out."""
+    from encoders.media import decode_audio, decode_image
+
+    catalogue = make_catalogue(SEED, count=count)
+    good = [item for item in catalogue.items if not {item.image, item.audio} & set(catalogue.corrupt)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_catalogue(catalogue, folder, SEED)
+        pictures = [decode_image(folder / item.image) for item in good if item.image]
+        loops = [decode_audio(folder / item.audio) for item in good if item.audio]
+    return [f"{item.title}. {item.description}" for item in good], pictures, loops
+
+
+Call = tuple[Sequence[Any], dict[str, Any]]
+
+
+def record_calls(model: Any, job: Callable[[], object]) -> list[Call]:
+    """The tensors with which `job` calls `model`: what a bare forward needs to do the same work."""
+    calls: list[Call] = []
+    hook = model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
+    try:
+        job()
+    finally:
+        hook.remove()
+    return calls
+
+
+def replay(model: Any, calls: Sequence[Call]) -> None:
+    """The bare forward passes."""
+    import torch
+
+    with torch.inference_mode():
+        for given, named in calls:
+            model(*given, **named)
+
+
+# ---- rank ------------------------------------------------------------------------------------------------------------
+
+
+def measure_rank(address: str, shop: Shop, record: Record) -> None:
+    """Rank over all items as candidates, and over retrieved ones, beside an empty call on the same channel."""
+    users, items = shop.world.truth.user_ids, shop.world.truth.item_ids
+    with Client(address) as client:
+        empty = median_ms(lambda _: client.healthy(), users)
+        given = median_ms(lambda user: client.rank(user, items, top_n=10), users)
+        found = median_ms(lambda user: client.rank(user, top_n=10), users)
+    record.claim("rank_all_items_p50_ms", given, "ms", bar=50.0, better="lower")
+    record.claim("rank_retrieved_p50_ms", found, "ms", bar=80.0, better="lower")
+    record.note("empty_grpc_call_p50_ms", round(empty, 3))
+    record.note("rank_all_items_per_second", round(len(items) / given * 1000))
+
+
+def median_ms(call: Callable[[str], object], users: Sequence[str]) -> float:
+    """Median milliseconds of `RANK_CALLS` calls over different users, the first ten left out."""
+    taken = []
+    for number in range(RANK_CALLS + 10):
+        started = time.perf_counter()
+        call(users[number % len(users)])
+        taken.append(1000 * (time.perf_counter() - started))
+    return float(np.median(taken[10:]))
+
+
+if __name__ == "__main__":
+    run(measure_all, PARTS, "The demo's stages with items per second, beside their limits.")
