@@ -110,7 +110,7 @@ def _build(manifest: Mapping[str, Any], weights: bytes, words: bytes) -> Checkpo
     from safetensors.torch import load as from_bytes
 
     dims = manifest["dims"]
-    shapes = Shapes(dims["modalities"], dims["items"], dims["categories"], dims["event_types"], dims["background"])
+    shapes = Shapes(dims["modalities"], dims["items"], dims["categories"], dims["event_types"], dims["references"])
     model = FusionRanker(RankerConfig.from_dict(manifest["config"]), shapes)
     model.load_state_dict(from_bytes(weights))
     return Checkpoint(model.eval(), Vocabulary.from_dict(json.loads(words)), manifest)

@@ -20,6 +20,7 @@ class RankerConfig:
         dim: width of item tokens and of the Transformer.
         space_dim: directions kept of each embedding space (principal axes of the training items).
         whitening: 0 keeps the spread of the principal axes, 1 makes all of them equally wide.
+        prototypes, taste_steps: kinds of content told apart in each space; gradient steps that fit a user's taste for them.
         layers, heads, dropout: of the causal Transformer over the history.
         history_length: newest events that are read.
         gap_buckets: logarithmic buckets of event age, from a minute up.
@@ -37,6 +38,8 @@ class RankerConfig:
     dim: int = 32
     space_dim: int = 32
     whitening: float = 0.25
+    prototypes: int = 16
+    taste_steps: int = 8
     layers: int = 1
     heads: int = 2
     dropout: float = 0.2

@@ -53,6 +53,7 @@ class Examples:
         return History(
             met.content_NMK * mask_BL[..., None, None],
             met.token_ND * mask_BL[..., None],
+            met.feature_NF * mask_BL[..., None],
             mask_BL,
             self.event_nL[at, :width],
             self.strength_nL[at, :width],

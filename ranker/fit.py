@@ -3,6 +3,9 @@
 Projections and scales are fitted on items and labels of the training window only.
 """
 
+# Shapes are part of names: R reference items, M modalities, K directions.
+# ruff: noqa: N806
+
 import numpy as np
 import torch
 
@@ -13,7 +16,7 @@ from ranker.inputs import ItemInputs, Shapes, Vocabulary
 from ranker.model import FusionRanker
 from ranker.popularity import Popularity
 
-MAX_BACKGROUND = 512  # enough for a smooth density; the cost of an item token grows with it
+MAX_REFERENCES = 512  # what histories are compared with; the cost of reading one grows with it
 MAX_FIT_ITEMS = 20_000  # principal axes hardly move with more
 
 
@@ -38,7 +41,7 @@ def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary:
         len(vocabulary.items),
         len(vocabulary.categories),
         len(vocabulary.event_types),
-        min(MAX_BACKGROUND, len(set(split.train.item_row.tolist()))),
+        min(MAX_REFERENCES, len(set(split.train.item_row.tolist()))),
     )
     model = FusionRanker(config, shapes)
     _fit_projections(model, ts, split)
@@ -90,19 +93,30 @@ def set_popularity(
         model.popularity[1:] = torch.from_numpy(counted.log_share(items, np.asarray([t_us]))[0])
 
 
-def set_background(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
-    """Fill in the reference items with what training's labels like, and start each space's centre at its mean.
+def set_references(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
+    """Fill in the reference items with what training's labels like, and start centres and prototypes from them.
 
     The most liked items are taken, where there are more than there is room for.
     """
     rows, likes = np.unique(examples.labels.item_row, return_counts=True)
-    order = np.argsort(-likes, kind="stable")[: len(model.background.share)]
-    chosen = inputs.take(torch.from_numpy(rows[order]))
-    model.background.content[: len(order)] = chosen.spaces_NMK
-    model.background.share.zero_()[: len(order)] = torch.from_numpy(likes[order] / likes[order].sum()).float()
-    model.background_place[chosen.index_N] = torch.arange(len(order))
-    model.background_place[0] = -1
-    inputs.bank_N.copy_(model.background_place[inputs.index_N])
-    weight = model.background.share[:, None] * (model.background.content != 0).any(-1)
-    mean = (weight[..., None] * model.background.content).sum(0) / weight.sum(0).clamp_min(1e-6)[:, None]
-    model.gates.centre.data.copy_(mean)
+    order = np.argsort(-likes, kind="stable")[: len(model.taste.share)]
+    content_RMK = inputs.spaces_NMK[torch.from_numpy(rows[order])]
+    share_R = torch.from_numpy(likes[order] / likes[order].sum()).float()
+    model.taste.content[: len(order)] = content_RMK
+    model.taste.share.zero_()[: len(order)] = share_R
+    weight_RM = share_R[:, None] * (content_RMK != 0).any(-1)
+    mean_MK = (weight_RM[..., None] * content_RMK).sum(0) / weight_RM.sum(0).clamp_min(1e-6)[:, None]
+    model.gates.centre.data.copy_(mean_MK)
+    for m in range(content_RMK.shape[1]):
+        _set_prototypes(model.taste.prototypes.data[m], content_RMK[:, m])
+
+
+def _set_prototypes(prototypes: torch.Tensor, content: torch.Tensor) -> None:
+    """Start prototypes [P, K] at the centres of clusters of content [R, K]; where there is too little, some stay random."""
+    from sklearn.cluster import KMeans
+
+    there = np.unique(content[(content != 0).any(-1)].numpy(), axis=0)
+    count = min(len(prototypes), len(there))
+    if count:
+        centres = KMeans(count, n_init=4, random_state=0).fit(there).cluster_centers_
+        prototypes[:count] = torch.nn.functional.normalize(torch.from_numpy(centres), dim=-1)

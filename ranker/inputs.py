@@ -83,7 +83,6 @@ class ItemInputs:
     index_N: Tensor
     category_N: Tensor
     price_N: Tensor
-    bank_N: Tensor  # place among the reference items of `Background`, or -1
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -115,18 +114,18 @@ class Shapes:
     items: int
     categories: int
     event_types: int
-    background: int = 1
+    references: int = 1
 
 
 @dataclass(frozen=True)
 class Items:
-    """N items as the score needs them: content, token, what is known of the id, and its index. There is no user in it."""
+    """N items as the score needs them: content, token, what is known of the id, its index, prototypes. There is no user in it."""
 
     content_NMK: Tensor
     token_ND: Tensor
     bias_N: Tensor
     index_N: Tensor
-    usual_NM: Tensor  # density of everybody's likes around the item, in each space
+    feature_NF: Tensor
 
     def take(self, rows: Tensor) -> Self:
         """The items at `rows` (any shape), in that order."""
@@ -139,6 +138,7 @@ class History:
 
     content_BLMK: Tensor
     token_BLD: Tensor
+    feature_BLF: Tensor
     mask_BL: Tensor
     event_BL: Tensor
     strength_BL: Tensor

@@ -1,12 +1,12 @@
 """The fusion ranker in one file: item token, user, target attention, and the two-tower part that retrieval shares.
 
-Score = tower + lift + attention. The tower is a plain inner product of a user side and an item side (content similarity in
-each embedding space through learned gates, token, popularity), so that approximate search over it agrees with ranking. The lift
-says, for each space, how much more often than others this user met content like the candidate's; attention lets the candidate
+Score = tower + attention. The tower is a plain inner product of a user side and an item side, so that approximate search over it
+agrees with ranking: tastes fitted to the history, cosines with what the user met, token, popularity. Attention lets the candidate
 read single events of the history. Similarity of content is built in, because most items that must be ranked were never seen in
 training; what is known of single ids is additive, regularised and often dropped.
 
-Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, D model width.
+Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, D model width,
+F prototypes of all spaces.
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ranker.config import RankerConfig
 from ranker.inputs import History, ItemInputs, Items, Shapes
-from ranker.similarity import Background, Gates
+from ranker.similarity import Gates, Taste
 
 CONTEXT_FEATURES: Final = 9  # sine and cosine of the hour, seven weekdays
 FIRST_GAP_SECONDS: Final = 60.0
@@ -34,10 +34,9 @@ FUSED_MARGIN: Final = 1.1
 class User:
     """B users, ready to score any candidates."""
 
-    direction_BMK: Tensor
+    tower_BT: Tensor  # direction in each space, tastes, vector: what meets the same of an item
     vector_BD: Tensor
     hidden_BLD: Tensor
-    weight_BL: Tensor
     history: History
 
 
@@ -148,7 +147,6 @@ class FusionRanker(nn.Module):
 
     popularity: Tensor
     id_row: Tensor
-    background_place: Tensor
     price_stats: Tensor
     rating_stats: Tensor
     profile_mean: Tensor
@@ -166,7 +164,7 @@ class FusionRanker(nn.Module):
         self.gap = nn.Embedding(config.gap_buckets, d)
         self.final = nn.LayerNorm(d)
         self.user_out, self.context_out = nn.Linear(d, d), nn.Linear(CONTEXT_FEATURES, d, bias=False)
-        self.background = Background(shapes, k)
+        self.taste = Taste(config, shapes)
         self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         self.rating_item, self.rating_user, self.rating_pair = (
             nn.Linear(d, 1),
@@ -185,7 +183,6 @@ class FusionRanker(nn.Module):
         text_dim = shapes.modalities.get("text", 1)
         self.register_buffer("popularity", torch.zeros(shapes.items + 1))
         self.register_buffer("id_row", torch.arange(shapes.items + 1))
-        self.register_buffer("background_place", torch.full((shapes.items + 1,), -1))
         self.register_buffer("price_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("rating_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("profile_mean", torch.zeros(text_dim))
@@ -204,8 +201,8 @@ class FusionRanker(nn.Module):
         row_N = self.id_row[inputs.index_N]
         price_N = ((inputs.price_N - self.price_stats[0]) / self.price_stats[1]).nan_to_num(0.0)
         token_ND = self.encoder(replace(inputs, index_N=row_N), price_N)
-        usual_NM = self.background(self.gates, inputs)
-        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N, usual_NM)
+        feature_NF = self.taste.features(inputs.spaces_NMK)
+        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N, feature_NF)
 
     # ---- user ------------------------------------------------------------------------------------------------------
 
@@ -225,8 +222,19 @@ class FusionRanker(nn.Module):
         direction_BMK = self.gates.direction(history, weight_BL, profile_BK)
         if query_BMK is not None:
             direction_BMK = direction_BMK + self.config.query_weight * query_BMK
+        taste_BF = self._taste(history, weight_BL, profile_BK)
         vector_BD = self.user_out(last_BD) + self.context_out(context_BX)
-        return User(direction_BMK, vector_BD, hidden_BLD[:, 1:], weight_BL, history)
+        tower_BT = torch.cat([direction_BMK.flatten(1), taste_BF, vector_BD], dim=1)
+        return User(tower_BT, vector_BD, hidden_BLD[:, 1:], history)
+
+    def _taste(self, history: History, weight_BL: Tensor, profile_BK: Tensor | None) -> Tensor:
+        """Tastes [B, F] fitted to the history; the user's own text counts as one more item that has only text."""
+        b, (m, k) = len(weight_BL), history.content_BLMK.shape[2:]
+        alone_BMK = torch.zeros(b, m, k)
+        if profile_BK is not None and self.gates.text is not None:
+            alone_BMK[:, self.gates.text] = profile_BK
+        feature_BF = self.taste.features(alone_BMK)
+        return self.taste(history.feature_BLF, weight_BL * history.strength_BL, feature_BF, self.gates.profile.exp())  # type: ignore[no-any-return]
 
     def _gap_bucket(self, age_seconds: Tensor) -> Tensor:
         bucket = torch.log(age_seconds.clamp_min(1.0) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
@@ -238,17 +246,15 @@ class FusionRanker(nn.Module):
         """Scores of C candidates for each of B users; training passes the popularity as it was at each label."""
         popularity = self.popularity[items.index_N] if popularity_BC is None else popularity_BC
         bias_BC = items.bias_N + self.gates.popularity * popularity
-        tower_BC = (
-            user.direction_BMK.flatten(1) @ items.content_NMK.flatten(1).T + user.vector_BD @ items.token_ND.T + bias_BC
-        )
-        similarity_BMCL = self.gates.similarity(user.history, items)
-        lift_BC = self.gates.lift(user.history, user.weight_BL, similarity_BMCL, items)
-        extra_BC, attention_BCL = self._attend(user, items, similarity_BMCL)
-        return Scored(self.gates.tower * tower_BC + lift_BC + extra_BC, tower_BC, attention_BCL)
+        tower_BC = user.tower_BT @ tower_side(items).T + bias_BC
+        extra_BC, attention_BCL = self._attend(user, items)
+        return Scored(tower_BC + extra_BC, tower_BC, attention_BCL)
 
-    def _attend(self, user: User, items: Items, similarity_BMCL: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
         """Target attention: a candidate reads the events that are like it; one empty event lets it read nothing."""
-        history, similarity_BCL = user.history, similarity_BMCL.sum(1)
+        history = user.history
+        theirs_BLF = self.gates.metric(history.content_BLMK).flatten(2)
+        similarity_BCL = self.gates.metric(items.content_NMK).flatten(1) @ theirs_BLF.transpose(1, 2)
         match_BCL = self.query(items.token_ND) @ self.key(user.hidden_BLD).transpose(1, 2) / math.sqrt(self.config.dim)
         logits_BCL = self.gates.sharpness * similarity_BCL + match_BCL
         logits_BCL = logits_BCL.masked_fill(~history.mask_BL[:, None], -torch.inf)
@@ -269,8 +275,12 @@ class FusionRanker(nn.Module):
 
     @property
     def fused_dim(self) -> int:
-        """Length of a fused vector: all spaces, the token, the bias, and one number that makes the norm 1."""
-        return len(self.shapes.modalities) * self.config.space_dim + self.config.dim + 2
+        """Length of a fused vector: all that the tower holds, the bias, and one number that makes the norm 1."""
+        return len(self.shapes.modalities) * (self.config.space_dim + self.config.prototypes) + self.config.dim + 2
+
+    def _biased_side(self, items: Items) -> Tensor:
+        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
+        return torch.cat([tower_side(items), bias_N[:, None]], dim=1)
 
     def fused_items(self, items: Items) -> Tensor:
         """Unit vectors [N, fused_dim] whose cosine with a user's vector orders items as the tower's score does.
@@ -278,20 +288,22 @@ class FusionRanker(nn.Module):
         Inner product to cosine by one more coordinate (Bachrach et al., RecSys 2014, section 3). Items longer than the radius
         measured at training's end are shortened to it.
         """
-        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
-        raw_NF = torch.cat([items.content_NMK.flatten(1), items.token_ND, bias_N[:, None]], dim=1) / self.fused_radius
-        raw_NF = raw_NF / raw_NF.norm(dim=1, keepdim=True).clamp_min(1.0)
-        rest_N1 = (1.0 - raw_NF.square().sum(1, keepdim=True)).clamp_min(0.0).sqrt()
-        return F.normalize(torch.cat([raw_NF, rest_N1], dim=1), dim=1)
+        raw_NT = self._biased_side(items) / self.fused_radius
+        raw_NT = raw_NT / raw_NT.norm(dim=1, keepdim=True).clamp_min(1.0)
+        rest_N1 = (1.0 - raw_NT.square().sum(1, keepdim=True)).clamp_min(0.0).sqrt()
+        return F.normalize(torch.cat([raw_NT, rest_N1], dim=1), dim=1)
 
     def fused_user(self, user: User) -> Tensor:
         """Unit vectors [B, fused_dim]."""
-        one_B1, zero_B1 = torch.ones_like(user.vector_BD[:, :1]), torch.zeros_like(user.vector_BD[:, :1])
-        return F.normalize(torch.cat([user.direction_BMK.flatten(1), user.vector_BD, one_B1, zero_B1], dim=1), dim=1)
+        one_B1 = torch.ones_like(user.tower_BT[:, :1])
+        return F.normalize(torch.cat([user.tower_BT, one_B1, 0 * one_B1], dim=1), dim=1)
 
     @torch.no_grad()
     def measure_radius(self, items: Items) -> None:
         """Remember how long item vectors get, with a margin for items to come."""
-        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
-        raw_NF = torch.cat([items.content_NMK.flatten(1), items.token_ND, bias_N[:, None]], dim=1)
-        self.fused_radius.copy_(FUSED_MARGIN * raw_NF.norm(dim=1).max())
+        self.fused_radius.copy_(FUSED_MARGIN * self._biased_side(items).norm(dim=1).max())
+
+
+def tower_side(items: Items) -> Tensor:
+    """The item side [N, M * K + F + D] of the tower's inner product."""
+    return torch.cat([items.content_NMK.flatten(1), items.feature_NF, items.token_ND], dim=1)

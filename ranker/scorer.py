@@ -221,6 +221,7 @@ class Ranker:
         return History(
             items.content_NMK[None],
             items.token_ND[None],
+            items.feature_NF[None],
             torch.ones(1, len(events), dtype=torch.bool),
             index[None],
             event_strength(self.model, events.event_types, events.values)[None],
@@ -261,7 +262,7 @@ def encode_items(
         spaces[:, m] = model.projections[modality](torch.from_numpy(vectors)) * present[:, m, None]
     index = torch.tensor([item_index.get(item_id, UNKNOWN) for item_id in batch.item_ids], dtype=torch.long)
     categories, prices = encode_names(batch.category, category_index, n), encode_price(batch.price, n)
-    return ItemInputs(spaces, present, index, categories, prices, model.background_place[index])
+    return ItemInputs(spaces, present, index, categories, prices)
 
 
 def project_profile(model: FusionRanker, vectors: Tensor) -> Tensor:

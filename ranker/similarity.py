@@ -1,6 +1,7 @@
-"""Similarity of content, as the model weighs it: gated interests for the tower, kernel densities for the lift.
+"""Content, as the model weighs it: gated cosines, and tastes fitted to each history over prototypes of content.
 
-These few numbers learn fast and carry over to items never seen. Shapes as in `model`; P reference items.
+These few numbers learn fast and carry over to items never seen. Shapes as in `model`; P prototypes of a space, F = M * P, R
+reference items.
 """
 
 # Shapes are part of names (x_BLD), as the legend in `model` says.
@@ -14,12 +15,15 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
 
 from ranker.config import RankerConfig
-from ranker.inputs import History, ItemInputs, Items, Shapes
+from ranker.inputs import History, Shapes
 
-GATE_START: Final = 6.0
+GATE_START: Final = 2.0
 SHRINKAGE_START: Final = 3.0  # a history of three events is believed by half
-WIDTH_START: Final = 4.0  # of the kernel around an item: at cosine 0 it is exp(-4)
-MINIMUM_DENSITY: Final = 1e-4
+SHARPNESS_START: Final = 10.0  # of the choice among prototypes: a cosine .3 higher is twenty times as likely
+RIDGE_START: Final = 0.7
+# Curvature of a choice's log-likelihood along one prototype, and momentum: with these, eight steps reach the optimum.
+CURVATURE: Final = 0.2
+MOMENTUM: Final = 0.5
 
 
 class Gates(nn.Module):
@@ -38,10 +42,6 @@ class Gates(nn.Module):
         self.popularity = nn.Parameter(torch.tensor(0.7))
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         self.kernel = nn.Parameter(torch.tensor(0.5))
-        self.tower = nn.Parameter(torch.tensor(0.3))
-        self.lift_weight = nn.Parameter(torch.ones(m))
-        self.log_width = nn.Parameter(torch.full((m,), math.log(WIDTH_START)))
-        self.prior = nn.Parameter(torch.full((m,), math.log(SHRINKAGE_START)))
 
     def weight(self, history: History, gap_BL: Tensor) -> Tensor:
         """How much each event counts [B, L], by its type and age; 0 for padding."""
@@ -67,47 +67,48 @@ class Gates(nn.Module):
         """Unit vectors [..., M, K] whose dot product is the gated cosine in each space; 0 stays 0."""
         return F.normalize(content * (self.log_gate / 2).exp(), dim=-1, eps=1e-6)
 
-    def similarity(self, history: History, items: Items) -> Tensor:
-        """Gated cosines [B, M, C, L] of candidates and events in each space; 0 where either lacks it."""
-        mine_MCK = self.metric(items.content_NMK).transpose(0, 1)
-        theirs_BMKL = self.metric(history.content_BLMK).permute(0, 2, 3, 1)
-        return mine_MCK @ theirs_BMKL
 
-    def density(self, similarity: Tensor) -> Tensor:
-        """Kernel exp(width * (cosine - 1)), with M at the third place from the end."""
-        return (self.log_width.exp()[:, None, None] * (similarity - 1.0)).exp()
+class Taste(nn.Module):
+    """What a user likes, fitted to their history when asked: a softmax regression of their choices on prototypes of content.
 
-    def lift(self, history: History, weight_BL: Tensor, similarity_BMCL: Tensor, items: Items) -> Tensor:
-        """Sum over spaces of log(density of this user's likes / density of everybody's) around each candidate [B, C].
-
-        A kernel density estimate of P(content | user) / P(content), with everybody's density as the prior: 0 without a history,
-        and in a space that the candidate lacks.
-        """
-        liked_BLM = (weight_BL * history.strength_BL.clamp_min(0.0))[..., None] * history.there_BLM
-        own_BMC = (self.density(similarity_BMCL) @ liked_BLM.permute(0, 2, 1)[..., None])[..., 0]
-        prior_M1, usual_MC = self.prior.exp()[:, None], items.usual_NM.T
-        mass_BM1 = liked_BLM.sum(1)[..., None]
-        ratio_BMC = (own_BMC + prior_M1 * usual_MC) / ((mass_BM1 + prior_M1) * usual_MC)
-        there_MC = (items.content_NMK != 0).any(-1).T
-        return torch.einsum("m,bmc->bc", self.lift_weight, ratio_BMC.log() * there_MC)
-
-
-class Background(nn.Module):
-    """Reference items, weighted by how often they were liked: what everybody's likes look like in each space."""
+    A history is a series of choices among what there was, for which the reference items (liked items of training, by how often)
+    stand. Gradient steps on its penalised likelihood give weights over prototypes; unlike a mean of the history they explain
+    away: an item taken for its text says little in favour of its picture. The steps are unrolled, so that prototypes, penalty and
+    metric are trained through them (as in Lee et al., Meta-learning with differentiable convex optimization, CVPR 2019).
+    """
 
     content: Tensor
     share: Tensor
 
-    def __init__(self, shapes: Shapes, directions: int) -> None:
+    def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
         super().__init__()
-        self.register_buffer("content", torch.zeros(shapes.background, len(shapes.modalities), directions))
-        self.register_buffer("share", torch.ones(shapes.background))
+        m, k = len(shapes.modalities), config.space_dim
+        self.steps = config.taste_steps
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(m, config.prototypes, k), dim=-1))
+        self.sharpness = nn.Parameter(torch.full((m,), math.log(SHARPNESS_START)))
+        self.ridge = nn.Parameter(torch.full((m,), math.log(RIDGE_START)))
+        self.reference = nn.Parameter(torch.tensor(0.5))
+        self.scale = nn.Parameter(torch.ones(m))
+        self.register_buffer("content", torch.zeros(shapes.references, m, k))
+        self.register_buffer("share", torch.full((shapes.references,), 1.0 / shapes.references))
 
-    def forward(self, gates: Gates, inputs: ItemInputs) -> Tensor:
-        """Density [N, M] of everybody's likes around each item, itself left out: no history holds the item that is ranked."""
-        mine_MNK = gates.metric(inputs.spaces_NMK).transpose(0, 1)
-        theirs_MKP = gates.metric(self.content).permute(1, 2, 0)
-        share_NP = self.share.expand(len(inputs), -1) * (torch.arange(len(self.share)) != inputs.bank_N[:, None])
-        share_MNP = share_NP * (self.content != 0).any(-1).T[:, None]
-        near_MN = (gates.density(mine_MNK @ theirs_MKP) * share_MNP).sum(2)
-        return (near_MN / share_MNP.sum(2).clamp_min(1e-6)).clamp_min(MINIMUM_DENSITY).T
+    def features(self, content: Tensor) -> Tensor:
+        """Content [..., M, K] -> soft memberships of prototypes [..., F], 0 on average; all 0 in a space that is lacking."""
+        cosine = torch.einsum("...mk,mpk->...mp", content, F.normalize(self.prototypes, dim=-1))
+        member = (self.sharpness.exp()[:, None] * cosine).softmax(-1) - 1.0 / self.prototypes.shape[1]
+        there = (content != 0).any(-1, keepdim=True)
+        return (member * there).flatten(-2)
+
+    def forward(self, feature_BLF: Tensor, weight_BL: Tensor, profile_BF: Tensor, profile_weight: Tensor) -> Tensor:
+        """Fitted tastes [B, F]: add their inner product with an item's features to its score."""
+        reference_RF, log_share_R = self.features(self.content), self.reference * (self.share + 1e-6).log()
+        observed_BF = torch.einsum("bl,blf->bf", weight_BL, feature_BLF) + profile_weight * profile_BF
+        mass_B1 = weight_BL.clamp_min(0.0).sum(1, keepdim=True)
+        ridge_F = self.ridge.exp().repeat_interleave(self.prototypes.shape[1])
+        taste_BF = before_BF = torch.zeros_like(observed_BF)
+        for _ in range(self.steps):
+            ahead_BF = taste_BF + MOMENTUM * (taste_BF - before_BF)
+            expected_BF = (log_share_R + ahead_BF @ reference_RF.T).softmax(1) @ reference_RF
+            gradient_BF = observed_BF - mass_B1 * expected_BF - ridge_F * ahead_BF
+            before_BF, taste_BF = taste_BF, ahead_BF + gradient_BF / (CURVATURE * mass_B1 + ridge_F)
+        return taste_BF * self.scale.repeat_interleave(self.prototypes.shape[1])

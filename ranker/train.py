@@ -30,7 +30,7 @@ from ranker.data import Ints, Split, TrainingSet, time_split
 from ranker.errors import TrainingSetError
 from ranker.evaluate import evaluate
 from ranker.examples import Examples, build_examples
-from ranker.fit import build_model, build_vocabulary, ratings, set_background, set_popularity
+from ranker.fit import build_model, build_vocabulary, ratings, set_popularity, set_references
 from ranker.inputs import ItemInputs, Items, Vocabulary
 from ranker.model import FusionRanker, Scored, User
 from ranker.popularity import Popularity
@@ -142,7 +142,7 @@ def _fit(
             "are needed, of users liking items that are new to them"
         )
     run = _start(ts, model, vocabulary, seed)
-    set_background(model, run.inputs, examples)
+    set_references(model, run.inputs, examples)
     epochs = _epochs(run, examples, validation, progress)
     set_popularity(model, ts, vocabulary, run.popularity, split.test_start_us)
     with torch.no_grad():

@@ -67,9 +67,7 @@ def tiny_checkpoint(
     for modality, space in spaces.items():
         model.projections[modality].fit(torch.from_numpy(batch.vectors[space.space_id]), config.whitening)
     for m, (modality, space) in enumerate(spaces.items()):
-        model.background.content[:, m] = model.projections[modality](
-            torch.from_numpy(batch.vectors[space.space_id][:16])
-        )
+        model.taste.content[:, m] = model.projections[modality](torch.from_numpy(batch.vectors[space.space_id][:16]))
     model.fused_radius.fill_(20.0)
     about = {
         "space_ids": {m: s.space_id for m, s in spaces.items()},
