@@ -1,18 +1,31 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from feature_store import embedded
+from feature_store.home import Home
 from tests.serving.world import Running, World, make_world, new_client, running
 from triptych.client import Client
 
 
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """Server processes see neither the root folder, nor the Milvus, nor the encoders of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("TRIPTYCH_")]:
+            patch.delenv(name)
+        yield
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Iterator[World]:
+def world(tmp_path_factory, plain_environment) -> Iterator[World]:
     """A filled home with a running Milvus Lite."""
-    made = make_world(tmp_path_factory.mktemp("serving") / "home")
-    yield made
-    embedded.stop(made.home)
+    root = tmp_path_factory.mktemp("serving") / "home"
+    try:
+        yield make_world(root)
+    finally:
+        embedded.stop(Home(root))
 
 
 @pytest.fixture(scope="session")
