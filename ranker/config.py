@@ -39,18 +39,18 @@ class RankerConfig:
     space_dim: int = 32
     whitening: float = 0.25
     prototypes: int = 16
-    taste_steps: int = 8
+    taste_steps: int = 6
     layers: int = 1
     heads: int = 2
     dropout: float = 0.2
     history_length: int = 32
     gap_buckets: int = 12
-    modality_dropout: float = 0.15
+    modality_dropout: float = 0.1
     id_dropout: float = 0.5
     max_candidates: int = 512
     batch_size: int = 128
-    max_epochs: int = 10
-    patience: int = 3
+    max_epochs: int = 6
+    patience: int = 2
     learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-2
     weight_decay: float = 0.05
@@ -76,7 +76,17 @@ class RankerConfig:
 
 PRESETS: Final[Mapping[str, RankerConfig]] = {
     "tiny": RankerConfig(),
-    "small": replace(RankerConfig(), dim=64, space_dim=96, layers=2, heads=4, history_length=50, max_candidates=1024),
+    "small": replace(
+        RankerConfig(),
+        dim=64,
+        space_dim=96,
+        layers=2,
+        heads=4,
+        history_length=50,
+        prototypes=32,
+        max_candidates=1024,
+        max_epochs=12,
+    ),
 }
 
 

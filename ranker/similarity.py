@@ -21,7 +21,7 @@ GATE_START: Final = 2.0
 SHRINKAGE_START: Final = 3.0  # a history of three events is believed by half
 SHARPNESS_START: Final = 10.0  # of the choice among prototypes: a cosine .3 higher is twenty times as likely
 RIDGE_START: Final = 0.7
-# Curvature of a choice's log-likelihood along one prototype, and momentum: with these, eight steps reach the optimum.
+# Curvature of a choice's log-likelihood along one prototype, and momentum: with these, six steps reach the optimum.
 CURVATURE: Final = 0.2
 MOMENTUM: Final = 0.5
 
