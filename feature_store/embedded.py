@@ -51,7 +51,7 @@ def start(home: Home, *, port: int | None = None, timeout_seconds: float = 60.0)
         if running is not None:
             wait_until_healthy(running.uri, timeout_seconds)
             return running
-        return _launch(home, port or free_port(), timeout_seconds)
+        return _launch(home, port or _usual_port(home), timeout_seconds)
 
 
 def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
@@ -73,6 +73,7 @@ def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
         process.wait()
         raise StoreUnavailable(f"{error}; the end of {log}:\n{_tail(log)}") from error
     _write(home.milvus_json, server)
+    _port_file(home).write_text(f"{port}\n")
     process.returncode = 0  # It outlives us on purpose; without this, Popen warns when it is collected.
     return server
 
@@ -93,8 +94,8 @@ def _end(pid: int, home: Home, timeout_seconds: float) -> None:
         os.kill(pid, number)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            _reap(pid)
             if not _is_ours(pid, home):
+                _reap(pid)
                 return
             time.sleep(POLL_SECONDS)
     raise StoreUnavailable(f"process {pid} of the embedded Milvus does not end; see {home.logs / 'milvus.log'}")
@@ -130,11 +131,27 @@ def wait_until_healthy(uri: str, timeout_seconds: float, process: subprocess.Pop
             time.sleep(POLL_SECONDS)
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on at the moment."""
+def free_port(preferred: int = 0) -> int:
+    """A port of this machine that nobody listens on at the moment: `preferred` if it is such a one."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, preferred))
+        except (OSError, OverflowError):
+            probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def _usual_port(home: Home) -> int:
+    """The port of the last time where it is free, so that processes which were connected find the server again."""
+    try:
+        return free_port(int(_port_file(home).read_text()))
+    except (OSError, ValueError):
+        return free_port()
+
+
+def _port_file(home: Home) -> Path:
+    return home.root / "milvus.port"
 
 
 @contextmanager

@@ -1,0 +1,80 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from milvus_rows import DIM, VALUES, rows, schema
+
+from feature_store import embedded
+from feature_store.connection import connect, milvus_uri
+from feature_store.errors import StoreUnavailable
+from feature_store.home import Home
+from feature_store.milvus_core import MilvusCore
+
+
+def test_a_restart_keeps_the_data_and_loads_it_by_itself(tmp_path, unit_vectors):
+    """After a stop and a start, the connection of before reads, searches and writes as if nothing had happened."""
+    home = Home(tmp_path)
+    vectors = unit_vectors(3, DIM)
+    first = embedded.start(home)
+    try:
+        with connect(home) as core:
+            core.create_view(schema())
+            core.upsert("item_things", rows(["a", "b", "c"], vectors, 1, **VALUES))
+            assert embedded.stop(home)
+            assert embedded.status(home) is None
+            with pytest.raises(StoreUnavailable, match="triptych up"):
+                core.read_vectors("item_things", ["a"])
+            second = embedded.start(home)
+            assert (second.uri, second.pid != first.pid) == (first.uri, True)
+            np.testing.assert_array_equal(core.read_vectors("item_things", ["c", "a"])[0], vectors[[2, 0]])
+            assert core.read_columns("item_things", ["b"], ["tags"]) == {"tags": [VALUES["tags"]]}
+        with MilvusCore(second.uri) as core:
+            assert core.search("item_things", vectors[1:2], 1).ids == [["b"]]
+            assert core.count("item_things") == 3
+    finally:
+        embedded.stop(home)
+
+
+def test_starting_twice_is_one_server_and_stale_files_are_survived(tmp_path):
+    """A second start finds the first; a file left by a dead or foreign process is not believed and harms nobody."""
+    home = Home(tmp_path).create()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
+        stale = {"uri": "http://127.0.0.1:1", "pid": bystander.pid, "started": 0.0}
+        home.milvus_json.write_text(json.dumps(stale))
+        assert embedded.status(home) is None
+        try:
+            server = embedded.start(home)
+            assert embedded.start(home) == server == embedded.status(home)
+            assert milvus_uri(home) == server.uri
+        finally:
+            assert embedded.stop(home)
+        assert not embedded.stop(home)
+        assert bystander.poll() is None
+        bystander.terminate()
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+
+
+def test_a_server_that_cannot_start_shows_its_log(tmp_path):
+    """The error carries the end of the server's own log."""
+    home = Home(tmp_path).create()
+    home.milvus_data.write_text("a file where a folder should be")
+    with pytest.raises(StoreUnavailable, match=r"milvus\.log"):
+        embedded.start(home)
+    assert embedded.status(home) is None
+
+
+def test_without_a_server_the_error_says_what_to_run(home):
+    """Nobody has started Milvus for this root."""
+    with pytest.raises(StoreUnavailable, match="triptych up"):
+        connect(home)
+
+
+def test_the_variable_wins(home, monkeypatch):
+    """TRIPTYCH_MILVUS_URI points everything at a server of one's own."""
+    home.milvus_json.write_text('{"uri": "http://127.0.0.1:1", "pid": 1, "started": 0}')
+    monkeypatch.setenv("TRIPTYCH_MILVUS_URI", "http://milvus.example:19530")
+    assert milvus_uri(home) == "http://milvus.example:19530"
