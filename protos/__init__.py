@@ -1,1 +1,1 @@
-"""The API, and the Python code generated from it; the include root is the repository."""
+"""Container of the API definitions."""

@@ -1,1 +1,1 @@
-"""The API of Triptych, by version."""
+"""Container of the API definitions."""

@@ -1,1 +1,1 @@
-"""Version 1 of the API: sources and stubs. Edit the `.proto` files only, then run `make protos`."""
+"""The API, version 1: `.proto` files, with the code and stubs that `make protos` generates beside them."""
