@@ -53,7 +53,7 @@ def _sequence(t: Samples, rng: Rng, beat: float, strike: Callable[[], Samples]) 
 
 
 def _bells(t: Samples, rng: Rng) -> Samples:
-    base = rng.uniform(620, 760)
+    base = rng.uniform(1100, 1400)
 
     def strike() -> Samples:
         s, hz = _clock(1.0), _note(rng, base)
