@@ -104,23 +104,20 @@ class AudioEncoder:
         Raises:
             MediaError: `too_short`, a clip has no samples; `not_finite`. Less than one frame of the model is repeated.
         """
-        windows: list[Clip] = []
-        owners: list[int] = []
-        for index, clip in enumerate(items):
-            pieces = self._windows(clip, index)
-            windows += pieces
-            owners += [index] * len(pieces)
-        sums = np.zeros((len(items), self.space.dim), dtype=np.float64)
-        counts = np.bincount(owners, minlength=len(items)) if owners else np.zeros(0)
-        left = counts.copy()
-        budget = SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ if windows else 0
+        if not len(items):
+            return np.zeros((0, self.space.dim), dtype=np.float32)
+        pieces = [self._windows(clip, index) for index, clip in enumerate(items)]
+        windows = [window for piece in pieces for window in piece]
+        owners = np.repeat(np.arange(len(items)), [len(piece) for piece in pieces])  # [windows] the clip of each
+        left = np.bincount(owners)
+        sums = np.zeros((len(items), self.space.dim))
+        budget = SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ
         for rows in equal_length_batches([len(window) for window in windows], budget):
-            batch_owners = [owners[row] for row in rows]
-            np.add.at(sums, batch_owners, self._forward(np.stack([windows[row] for row in rows])))
-            np.subtract.at(left, batch_owners, 1)
+            np.add.at(sums, owners[rows], self._forward(np.stack([windows[row] for row in rows])))
+            np.subtract.at(left, owners[rows], 1)
             if progress:
-                progress(int((left[sorted(set(batch_owners))] == 0).sum()))
-        return unit_vectors(sums / counts[:, None], self.space)
+                progress(int((left[np.unique(owners[rows])] == 0).sum()))
+        return unit_vectors(sums, self.space)  # a mean over windows and their sum point the same way
 
     def _windows(self, clip: Clip, index: int) -> list[Clip]:
         """The clip's windows, the last one aligned to its end so that all are of one length."""
@@ -141,10 +138,9 @@ class AudioEncoder:
     def _forward(self, windows: NDArray[np.float32]) -> Vectors:
         import torch
 
-        model = self._model  # loaded before inference mode: see ImageEncoder
         inputs = torch.from_numpy(windows).to(device=self._compute.device, dtype=self._compute.torch_dtype)
         with torch.inference_mode():
-            hidden = model(inputs).last_hidden_state  # [windows, frames, dim]
+            hidden = self._model(inputs).last_hidden_state  # [windows, frames, dim]
         return to_numpy(hidden.float().mean(1))
 
     @functools.cached_property

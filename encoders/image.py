@@ -122,7 +122,6 @@ class ImageEncoder:
         vectors = np.zeros((len(items), self.space.dim), dtype=np.float32)
         if not items:
             return vectors
-        # Loaded before inference mode: weights moved inside it give wrong answers (torch 2.11, channels-last convolutions).
         model, size = self._model, sizes[self._compute.kind]
         for start in range(0, len(items), size):
             batch = items[start : start + size]

@@ -116,10 +116,9 @@ class TextEncoder:
     def _forward(self, tokens: list[list[int]]) -> Vectors:
         import torch
 
-        model = self._model  # loaded before inference mode: see ImageEncoder
         batch = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self._compute.device)
         with torch.inference_mode():
-            hidden = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         if self._pooling == "cls":
             return to_numpy(hidden[:, 0])
         mask = batch["attention_mask"].unsqueeze(-1).float()  # [rows, tokens, 1]
