@@ -28,6 +28,7 @@ _LENGTH_TOLERANCE, _TOLERANCE_SECONDS = 0.02, 0.15
 # A resampling kernel grows with the reduced ratio's parts: 44,101 Hz would need 700 million taps. 640 keeps every rate in use
 # exact (11,025 Hz is 441/640) and the others within a millionth.
 _MAX_RATIO_PART: Final = 640
+_OGG_END_OF_STREAM: Final = 4
 _DEMUXERS: Final = {
     "AAC sound": "aac",
     "MP3 sound": "mp3",
@@ -94,7 +95,6 @@ def _decode(data: bytes, kind: str, limits: MediaLimits) -> tuple[Samples, int]:
             samples = _collect(_blocks(file), file.samplerate, limits)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise MediaError("undecodable", f"the {kind} is damaged or breaks off: {error}") from error
-        _check_length(kind, len(samples) / file.samplerate, file.frames / file.samplerate)
         return samples, int(file.samplerate)
 
 
@@ -195,10 +195,15 @@ def _wav_is_cut(data: bytes) -> bool:
 
 
 def _ogg_is_cut(data: bytes) -> bool:
-    """Whether the last page is incomplete (RFC 3533, section 6: 27 bytes, the segment table, the segments)."""
-    start = data.rfind(b"OggS")
-    table = data[start + 27 : start + 27 + data[start + 26]] if start + 27 <= len(data) else None
-    return table is None or start + 27 + len(table) + sum(table) > len(data) or len(table) < data[start + 26]
+    """Whether the last page is incomplete or is not marked as a stream's last (RFC 3533, section 6).
+
+    A page is 27 bytes (the sixth holds the marks, the last counts the segments), the table of segment sizes, the segments.
+    """
+    page = data[data.rfind(b"OggS") :]
+    if len(page) < 27 or not page[5] & _OGG_END_OF_STREAM:
+        return True
+    table = page[27 : 27 + page[26]]
+    return 27 + page[26] + sum(table) > len(page)
 
 
 def _mp4_is_cut(data: bytes) -> bool:

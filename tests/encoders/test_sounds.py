@@ -70,6 +70,13 @@ def test_a_file_cut_short_is_refused(name, part):
     assert code_of(data[: int(len(data) * part)]) in {"truncated", "undecodable"}
 
 
+def test_an_ogg_cut_between_pages_is_refused():
+    """Whole pages, but not all of them: only the missing mark of the last page tells."""
+    data = sound_file(tone(5.0), kind="OGG", subtype="OPUS")
+    assert len(decode_audio(data)) == 80_000
+    assert code_of(data[: data.rfind(b"OggS")]) == "truncated"
+
+
 def test_a_header_without_samples_is_refused():
     """A WAV of a header only: cut off, or honestly empty."""
     assert code_of(FILES["wav"][:44]) == "truncated"
