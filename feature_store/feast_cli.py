@@ -25,6 +25,7 @@ def open_store(home: Home) -> "FeatureStore":
     """Feast's own entry point on the home's registry, tables and Milvus."""
     from feast import FeatureStore
 
+    prepare(home)
     return FeatureStore(repo_path=str(FEATURE_REPO), fs_yaml_file=home.feature_store_yaml)
 
 

@@ -63,11 +63,9 @@ def arrow_type(dtype: Any) -> pa.DataType:
 def view_schema(view: FeatureView) -> ViewSchema:
     """The Milvus view of a Feast view: dim and metric from its Field, index and norm from its tags.
 
-    Raises `SchemaDriftError` for two vectors in a view, and for a vector that is not `Array(Float32)`.
+    Raises `SchemaDriftError` for a vector that is not `Array(Float32)`; Feast itself refuses two vectors in a view.
     """
     vectors = [f for f in view.features if f.vector_index]
-    if len(vectors) > 1:
-        raise SchemaDriftError(f"view {view.name} has {len(vectors)} vectors; make one view for each")
     scalars = {f.name: arrow_type(f.dtype) for f in view.features if not f.vector_index}
     if not vectors:
         return ViewSchema(view.name, scalars)

@@ -1,0 +1,210 @@
+import threading
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from milvus_rows import times
+
+from encoders.space import EmbeddingSpace
+from feature_store.errors import FeatureStoreError, LeaseError, RefusedRowsError, SchemaDriftError, StoreUnavailable
+from feature_store.lease import Leases
+from feature_store.spaces import register_spaces, view_name
+from feature_store.tables import Tables
+
+# Feast and its SQL registry warn about themselves.
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
+SPACE = EmbeddingSpace.from_recipe("text", "engine", 8, {"weights": "none"})
+VIEW = view_name("item", SPACE.space_id)
+YEAR_1997 = 852_076_800_000_000
+DAY = 86_400_000_000
+
+
+def write_items(tables, ids, event, **more):
+    columns = {"item_id": ids, "title": [f"title of {i}" for i in ids], "event_timestamp": times(event), **more}
+    tables.write_items(pa.table(columns))
+
+
+def write_vectors(tables, ids, vectors, event, **more):
+    shas = ["s"] * len(ids)
+    tables.write_embeddings("item", SPACE, ids, vectors, content_sha256=shas, event_timestamp=np.asarray(event), **more)
+
+
+def write_history(tables, user, items, event):
+    n = len(items)
+    row = {
+        "user_id": [user],
+        "item_ids": [items],
+        "event_types": [["click"] * n],
+        "event_ids": [[f"{user}-{i}" for i in range(n)]],
+        "timestamps_us": [list(range(n))],
+        "values": [[1.5] * n],
+        "event_timestamp": times([event]),
+    }
+    tables.write_user_history(pa.table(row))
+
+
+@pytest.fixture
+def tables(feast_home):
+    register_spaces(feast_home, [SPACE])
+    return Tables(feast_home)
+
+
+@pytest.fixture
+def feast_cli(tables):
+    """The commands, with the definitions applied."""
+    from feature_store import feast_cli
+
+    feast_cli.apply(tables.home)
+    return feast_cli
+
+
+def test_a_first_load_of_1997_loads_every_row_and_late_rows_follow(tables, feast_cli, feast_core, unit_vectors):
+    """First load: everything, however old. Then: what was made since, whatever its valid time, and nothing twice."""
+    ids = [f"i{n}" for n in range(300)]
+    vectors = unit_vectors(301, 8)
+    event = YEAR_1997 + np.arange(300)
+    write_items(tables, ids, event)
+    write_vectors(tables, ids, vectors[:300], event)
+    write_history(tables, "u", ["i1", "i2"], YEAR_1997)
+    done = feast_cli.materialize(tables.home)
+    assert {name: rows.stored for name, rows in done.items()} == {
+        VIEW: 300,
+        "item_profile": 300,
+        "user_history": 1,
+        "user_profile": 0,
+    }
+    np.testing.assert_array_equal(feast_core.read_vectors(VIEW, ids, strong=True)[0], vectors[:300])
+    assert feast_core.read_columns("user_history", ["u"], ["item_ids", "values"]) == {
+        "item_ids": [["i1", "i2"]],
+        "values": [[1.5, 1.5]],
+    }
+
+    write_items(tables, ["late"], [YEAR_1997 - DAY])
+    write_items(tables, ["i0"], [YEAR_1997 - DAY], title=["older than what is stored"])
+    write_vectors(tables, ["late"], vectors[300:], [YEAR_1997 - DAY])
+    again = feast_cli.materialize(tables.home)
+    assert (again["item_profile"].stored, again[VIEW].stored, again["user_history"].stored) == (1, 1, 0)
+    got = feast_core.read_columns("item_profile", ["late", "i0"], ["title"], strong=True)
+    assert got == {"title": ["title of late", "title of i0"]}
+
+    full = feast_cli.materialize(tables.home, full=True)
+    assert (full[VIEW].stored, full[VIEW].unchanged) == (0, 301)
+
+
+def test_a_row_that_becomes_valid_later_is_loaded_when_it_is(tables, feast_cli, feast_core):
+    """A future valid time waits for its day, and is not lost although it was made before the first load."""
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    write_items(tables, ["now", "then"], [YEAR_1997, int(tomorrow.timestamp() * 1e6)])
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 1
+    later = tomorrow + timedelta(hours=1)
+    assert feast_cli.materialize(tables.home, views=["item_profile"], end=later)["item_profile"].stored == 1
+    assert feast_core.count("item_profile") == 2
+
+
+def test_an_explicit_window_goes_by_valid_time(tables, feast_cli, feast_core):
+    """`feast materialize START END` loads what was valid in between, and does not count as a load of the rest."""
+    write_items(tables, ["before", "inside", "after"], [YEAR_1997, YEAR_1997 + 5 * DAY, YEAR_1997 + 9 * DAY])
+    store = feast_cli.open_store(tables.home)
+    start = datetime(1997, 1, 4, tzinfo=UTC)
+    store.materialize(start, start + timedelta(days=4), feature_views=["item_profile"])
+    assert feast_core.read_columns("item_profile", ["before", "inside", "after"], ["title"])["title"] == [
+        None,
+        "title of inside",
+        None,
+    ]
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+
+
+def test_deletions_are_loaded(tables, feast_cli, feast_core, unit_vectors):
+    """A tombstone in a table hides the row online."""
+    vectors = unit_vectors(2, 8)
+    write_vectors(tables, ["a", "b"], vectors, [1, 1])
+    feast_cli.materialize(tables.home, views=[VIEW])
+    tables.delete_embeddings("item", SPACE, ["a"], np.array([2]))
+    assert feast_cli.materialize(tables.home, views=[VIEW])[VIEW].stored == 1
+    assert feast_core.read_vectors(VIEW, ["a", "b"], strong=True)[1].tolist() == [False, True]
+
+
+def test_an_emptied_milvus_is_filled_again(tables, feast_cli, feast_core):
+    """The watermark is of no use for a store that has lost its rows, so it is not believed."""
+    write_items(tables, ["a", "b"], [1, 1])
+    feast_cli.materialize(tables.home, views=["item_profile"])
+    feast_core.drop_view("item_profile")
+    feast_cli.apply(tables.home)
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+
+
+def test_applying_a_changed_space_fails_loudly(tables, feast_cli):
+    """The same view with another dim is drift, and the stored view stays as it is."""
+    text = tables.home.spaces.read_text()
+    tables.home.spaces.write_text(text.replace("  dim: 8\n", "  dim: 16\n", 1))
+    with pytest.raises(SchemaDriftError, match="dim: stored 8, defined 16"):
+        feast_cli.apply(tables.home)
+    tables.home.spaces.write_text(text)
+    feast_cli.apply(tables.home)
+
+
+def test_a_bad_row_fails_the_command_by_its_key(tables, feast_cli, feast_core):
+    """What the store refuses is an error of the command, and the watermark stays where it was."""
+    write_items(tables, ["fine", "broken"], [1, 1], category=["c", "x" * 70_000])
+    with pytest.raises(RefusedRowsError, match="'broken'"):
+        feast_cli.materialize(tables.home, views=["item_profile"])
+    write_items(tables, ["broken"], [2])
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+
+
+def test_a_view_that_somebody_writes_is_waited_for_and_then_refused(tables, feast_cli, monkeypatch):
+    """Two loads of one view never run at once."""
+    from feature_store import feast_engine
+
+    monkeypatch.setattr(feast_engine, "WAIT_FOR_WRITER_SECONDS", 0.1)
+    write_items(tables, ["a"], [1])
+    with (
+        Leases(tables.home.leases).hold("item_profile"),
+        pytest.raises(LeaseError, match="item_profile is being written"),
+    ):
+        feast_cli.materialize(tables.home, views=["item_profile"])
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 1
+
+
+def test_readers_are_served_while_a_view_is_loaded(tables, feast_cli, unit_vectors):
+    """During the second load of a view Feast's own reader goes on answering, with whole rows."""
+    ids = [f"i{n}" for n in range(2_000)]
+    vectors = unit_vectors(2_000, 8)
+    write_vectors(tables, ids, vectors, np.full(2_000, 1))
+    feast_cli.materialize(tables.home, views=[VIEW])
+    write_vectors(tables, ids, vectors[::-1], np.full(2_000, 2))
+    reader = feast_cli.open_store(tables.home)
+    failures, reads, done = [], 0, threading.Event()
+
+    def load():
+        try:
+            feast_cli.materialize(tables.home, views=[VIEW])
+        except Exception as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while not done.is_set() or not reads:
+        reply = reader.get_online_features([f"{VIEW}:vector"], [{"item_id": "i0"}]).to_dict()
+        assert np.asarray(reply["vector"][0], np.float32).tolist() in (vectors[0].tolist(), vectors[-1].tolist())
+        reads += 1
+    thread.join()
+    assert failures == []
+    assert (
+        reader.get_online_features([f"{VIEW}:vector"], [{"item_id": "i0"}]).to_dict()["vector"][0]
+        == vectors[-1].tolist()
+    )
+
+
+def test_without_milvus_the_error_says_what_to_run(tables, feast_cli, monkeypatch):
+    """Apply and materialize name `triptych up` where Milvus is down."""
+    monkeypatch.delenv("TRIPTYCH_MILVUS_URI")
+    for command in (feast_cli.apply, feast_cli.materialize):
+        with pytest.raises(StoreUnavailable, match="triptych up"):
+            command(tables.home)
+    assert issubclass(StoreUnavailable, FeatureStoreError)
