@@ -1,0 +1,94 @@
+"""`triptych model`: which rankers there are, which one is stable, and switching it with undo."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.console import console, fail, print_json
+
+if TYPE_CHECKING:
+    from feature_store.home import Home
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, promote and undo ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
+)
+
+
+@app.command("list")
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False) -> None:
+    """List checkpoints with their test metrics; the stable one is marked."""
+    from feature_store.home import find_home
+    from ranker.errors import RankerError
+
+    try:
+        rows = describe(find_home())
+    except RankerError as error:
+        fail(error)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        console.print("no models yet; `triptych train --model-id NAME` makes one")
+        return
+    _print(rows)
+
+
+@app.command()
+def promote(model_id: Annotated[str, typer.Argument(help="Checkpoint to make stable.")]) -> None:
+    """Make a checkpoint the stable model; a running server takes it over by itself."""
+    from encoders.space import SpaceError
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+
+    try:
+        before = checkpoint.promote(find_home(), model_id)
+    except (RankerError, SpaceError) as error:
+        fail(error)
+    console.print(f"{model_id} is stable (before: {before or 'none'})")
+
+
+@app.command()
+def undo() -> None:
+    """Go back to the model that was stable before the last promotion."""
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+
+    try:
+        console.print(f"{checkpoint.undo(find_home())} is stable again")
+    except RankerError as error:
+        fail(error)
+
+
+def describe(home: "Home") -> list[dict[str, Any]]:
+    """What `list` shows of each checkpoint."""
+    from ranker import checkpoint
+
+    stable = checkpoint.stable(home)
+    return [_row(manifest, stable) for manifest in checkpoint.list_models(home)]
+
+
+def _row(manifest: dict[str, Any], stable: str | None) -> dict[str, Any]:
+    found = manifest.get("metrics", {}).get("ranker", {}).get("all", {})
+    return {
+        "model_id": manifest["model_id"],
+        "stable": manifest["model_id"] == stable,
+        "created": manifest.get("created"),
+        "ndcg_at_10": found.get("ndcg_at_10"),
+        "auc": found.get("auc"),
+        "space_ids": manifest.get("space_ids", {}),
+        "error": manifest.get("error"),
+    }
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("model", "stable", "made", "NDCG@10", "AUC", "reads")
+    for row in rows:
+        numbers = [f"{row[name]:.3f}" if row[name] is not None else "-" for name in ("ndcg_at_10", "auc")]
+        reads = row["error"] or ", ".join(row["space_ids"].values())
+        table.add_row(row["model_id"], "yes" if row["stable"] else "", row["created"] or "", *numbers, reads)
+    console.print(table)

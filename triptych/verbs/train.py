@@ -1,0 +1,147 @@
+"""`triptych train`: point-in-time training set, ranker, test report, fused vectors, and the first promotion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.console import console, err, fail, print_json
+
+if TYPE_CHECKING:
+    from encoders.space import EmbeddingSpace
+    from feature_store.home import Home
+    from ranker.train import Progress, TrainResult
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    model_id: Annotated[str, typer.Option("--model-id", help="Name of the new model: 1 to 40 of a-z, 0-9 and '_'.")],
+    preset: Annotated[str, typer.Option(help="Size: tiny (up to some thousands of items) or small.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same model.")] = 0,
+    space: Annotated[
+        list[str] | None,
+        typer.Option("--space", help="Item space to read; once per modality. Default: those there are."),
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the stable model, which serving takes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a fusion ranker on what users did, and measure it on what they did later.
+
+    The training set is joined point-in-time: a label sees only what was true strictly before it. The first 70 % of labels train,
+    the next 10 % decide when to stop, the last 20 % are the test, on which popularity and random are judged in the same way.
+
+    The checkpoint goes to models/MODEL_ID and never changes. Its own vectors of items and users are written as the space
+    fused_MODEL_ID: `triptych materialize` loads them for retrieval. The first model becomes stable by itself; later ones with
+    --promote, or `triptych model promote`.
+
+    Needs interactions (`triptych users build`) and applied definitions (`triptych materialize`).
+    """
+    from encoders.space import SpaceError, check_model_id
+    from feature_store.errors import FeatureStoreError
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+
+    home = find_home()
+    try:
+        checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
+        folder = _training_set(home, model_id, choose_spaces(home, space or []))
+        result = _train(home, folder, model_id, preset, seed)
+        _export(home, result.folder)
+        promoted = promote or checkpoint.stable(home) is None
+        if promoted:
+            checkpoint.promote(home, model_id)
+    except (RankerError, FeatureStoreError, SpaceError) as error:
+        fail(error)
+    _print(result, promoted, as_json)
+
+
+def choose_spaces(home: "Home", wanted: Sequence[str]) -> list["EmbeddingSpace"]:
+    """The item spaces to read, one per modality; raises `TrainingSetError` where that is ambiguous or there is none."""
+    from encoders.space import MODALITIES
+    from feature_store.spaces import find_space, read_spaces
+    from ranker.data import spaces_by_modality
+    from ranker.errors import TrainingSetError
+
+    spaces = [find_space(home, s) for s in wanted] or [s for s in read_spaces(home, "item") if s.modality in MODALITIES]
+    if not spaces:
+        raise TrainingSetError("there is no item space to train on: run `triptych ingest` first")
+    try:
+        return list(spaces_by_modality(spaces).values())
+    except TrainingSetError as error:
+        raise TrainingSetError(f"{error}; name one per modality with --space") from None
+
+
+def _training_set(home: "Home", model_id: str, spaces: Sequence["EmbeddingSpace"]) -> Path:
+    import sys
+    from contextlib import redirect_stdout
+
+    from feature_store.spaces import read_spaces
+
+    with err.status("joining the training set point-in-time"), redirect_stdout(sys.stderr):
+        from feature_store.feast_training import build_training_set
+
+        users = {space.space_id for space in read_spaces(home, "user")}
+        profile = next((s.space_id for s in spaces if s.modality == "text" and s.space_id in users), None)
+        ids = [space.space_id for space in spaces]
+        info = build_training_set(home, home.training / model_id, spaces=ids, text_profile_space=profile)
+    err.print(
+        f"training set: {info.labels:,} labels of {info.users:,} users over {info.items:,} items "
+        f"({info.versions:,} versions; {info.dropped_labels:,} events before their item was known)"
+    )
+    return info.folder
+
+
+def _train(home: "Home", folder: Path, model_id: str, preset: str, seed: int) -> "TrainResult":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ranker import config, train
+    from ranker.data import TrainingSet
+
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(p: "Progress") -> None:
+            ndcg = f"NDCG@10 {p.ndcg:.3f}" if p.ndcg == p.ndcg else "NDCG@10 ..."
+            text = f"epoch {p.epoch}  loss {p.loss:.3f}  {ndcg}  at most {p.eta_seconds:.0f} s more"
+            bar.update(task, total=p.steps, completed=p.step, description=text)
+
+        ts = TrainingSet.load(folder)
+        return train.train(ts, config.preset(preset), home.models, model_id, seed=seed, progress=show)
+
+
+def _export(home: "Home", folder: Path) -> None:
+    from feature_store.tables import Tables
+    from ranker.export import export_fused
+    from ranker.scorer import Ranker
+
+    exported = export_fused(home, Ranker.load(folder), Tables(home))
+    err.print(f"fused vectors: {exported.items:,} items, {exported.users:,} users; `triptych materialize` loads them")
+
+
+def _print(result: "TrainResult", promoted: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({**result.metrics, "seconds": result.seconds, "epochs": result.epochs, "promoted": promoted})
+        return
+    console.print(metrics_table(result.metrics))
+    state = "is the stable model" if promoted else "is not stable yet: `triptych model promote` makes it so"
+    console.print(f"{result.folder.name}: {result.epochs} epochs in {result.seconds:.0f} s; it {state}")
+
+
+def metrics_table(report: dict[str, Any]) -> Any:
+    """A rich table of an evaluation report: a row per scorer and slice."""
+    from rich.table import Table
+
+    table = Table(
+        "scorer", "items", "NDCG@10", "Recall@20", "AUC", "labels", title=f"{report['model_id']} on its test window"
+    )
+    for scorer, slices in report["scorers"].items():
+        for name, found in slices.items():
+            values = [f"{found[m]:.3f}" if m in found else "-" for m in ("ndcg_at_10", "recall_at_20", "auc")]
+            table.add_row(scorer, name.replace("_", " "), *values, f"{found['labels']:,}")
+        table.add_section()
+    return table
