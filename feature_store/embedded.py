@@ -6,6 +6,7 @@ A server of its own, rather than a library in the caller, lets `feast materializ
 import fcntl
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from feature_store.home import Home
 
 HOST: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.05
+PORTS: Final = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,19 @@ def wait_until_healthy(uri: str, timeout_seconds: float, process: subprocess.Pop
             time.sleep(POLL_SECONDS)
 
 
-def free_port(preferred: int = 0) -> int:
-    """A port of this machine that nobody listens on at the moment: `preferred` if it is such a one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, preferred))
-        except (OSError, OverflowError):
-            probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def free_port(preferred: int | None = None) -> int:
+    """A port of this machine that nobody listens on at the moment: `preferred` if it is such a one.
+
+    It lies below the range that the system gives to outgoing connections: a client that waits for a stopped server could otherwise
+    be given the server's own port.
+    """
+    first = [] if preferred is None else [preferred]
+    for port in [*first, *random.sample(PORTS, len(PORTS))]:
+        with socket.socket() as probe, suppress(OSError, OverflowError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return port
+    raise StoreUnavailable(f"no port from {PORTS.start} to {PORTS.stop} of {HOST} is free")
 
 
 def _usual_port(home: Home) -> int:

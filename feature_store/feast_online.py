@@ -20,7 +20,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import field_validator
 
-from feature_store.connection import URI_VARIABLE, connect, milvus_uri
+from feature_store.connection import connect, milvus_uri
 from feature_store.feast_types import entity_id, rows_table, value_row, view_schema
 from feature_store.home import FEAST_YAML_VARIABLE, HOME_VARIABLE, Home, find_home
 from feature_store.lease import Leases
@@ -165,6 +165,3 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
 
 def _datetime(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
-
-
-__all__ = ["URI_VARIABLE", "TriptychOnlineStore", "TriptychOnlineStoreConfig", "home_of"]

@@ -5,10 +5,9 @@ of one view need a lease (`lease.py`), since Milvus has no conditional upsert; r
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
@@ -20,12 +19,20 @@ from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFou
 from feature_store.lease import Lease
 from feature_store.milvus_batch import Batch, prepare
 from feature_store.milvus_channel import INDEX_EXISTS, NOT_LOADED, MilvusChannel
+from feature_store.milvus_reply import (
+    SearchResult,
+    feature_column,
+    pairs,
+    record_batch,
+    search_result,
+    stored_names,
+    vectors_in_order,
+)
 from feature_store.milvus_schema import (
     CREATED,
     DELETED,
     EVENT,
     KEY,
-    NULLS,
     ViewSchema,
     check_drift,
     create_request,
@@ -33,12 +40,8 @@ from feature_store.milvus_schema import (
     index_request,
 )
 from feature_store.milvus_wire import (
-    decode,
     encode_columns,
-    floats,
     ids_expression,
-    null_mask,
-    numbers,
     placeholder_group,
     quote,
     scalar_values,
@@ -52,15 +55,6 @@ WRITES_IN_FLIGHT: Final = 2
 COUNT_FIRST_ROWS: Final = 500
 LIVE: Final = f"{DELETED} == false"
 LOAD_SECONDS: Final = 120.0
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Hits per query, best first; `fields` holds the columns asked for, per query too."""
-
-    ids: list[list[str]]
-    scores: list[list[float]]
-    fields: dict[str, list[list[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -230,7 +224,7 @@ class MilvusCore:
         """
         schema = self.describe_view(view)
         replies = self._query_ids(view, ids, [EVENT, DELETED, schema.stored_vector], strong=strong)
-        return _vectors_in_order(schema, ids, replies)
+        return vectors_in_order(schema, ids, replies)
 
     async def read_vectors_async(
         self, view: str, ids: Sequence[str]
@@ -240,7 +234,7 @@ class MilvusCore:
         schema = known if known is not None else await asyncio.to_thread(self.describe_view, view)
         requests = self._id_requests(view, ids, [EVENT, DELETED, schema.stored_vector], strong=False)
         replies = await asyncio.gather(*(self._query_async(view, request) for request in requests))
-        return _vectors_in_order(schema, ids, replies)
+        return vectors_in_order(schema, ids, replies)
 
     def read_columns(
         self, view: str, ids: Sequence[str], fields: Sequence[str], *, strong: bool = False
@@ -250,10 +244,10 @@ class MilvusCore:
         `event_timestamp` and `created` may be asked for too, and the vector, which comes as a float32 [dim] array per id.
         """
         schema = self.describe_view(view)
-        replies = self._query_ids(view, ids, [DELETED, *_stored_names(schema, fields)], strong=strong)
+        replies = self._query_ids(view, ids, [DELETED, *stored_names(schema, fields)], strong=strong)
         rows: dict[str, list[Any]] = {}
         for reply in replies:
-            columns = [_column(schema, reply, name) for name in fields]
+            columns = [feature_column(schema, reply, name) for name in fields]
             gone, keys = scalar_values(reply[DELETED]), scalar_values(reply[KEY])
             rows.update((key, row) for key, dead, *row in zip(keys, gone, *columns, strict=True) if not dead)
         nothing = [None] * len(fields)
@@ -263,14 +257,14 @@ class MilvusCore:
     def scan(self, view: str, fields: Sequence[str] = (), batch: int = 4_096) -> Iterator[pa.RecordBatch]:
         """All live rows in batches, ordered by id: the view's key, `event_timestamp`, and the features or vector asked for."""
         schema = self.describe_view(view)
-        names = [EVENT, DELETED, *_stored_names(schema, fields)]
+        names = [EVENT, DELETED, *stored_names(schema, fields)]
         last: str | None = None
         while True:
             where = f"{KEY} > {quote(last)}" if last is not None else f'{KEY} > ""'
             reply = self._query(view, self._page_request(view, where, names, batch))
             keys = list(scalar_values(reply[KEY])) if KEY in reply else []
             if keys:
-                yield _record_batch(schema, fields, reply)
+                yield record_batch(schema, fields, reply)
             if len(keys) < batch:
                 return
             last = keys[-1]
@@ -285,7 +279,7 @@ class MilvusCore:
             raise StoreRequestError(f"queries of view {view} must be [q, {schema.dim}], not {list(queries.shape)}")
         request = self._search_request(schema, queries, k, expr, fields)
         results = self._loaded(view, lambda: self.channel.call("Search", request)).results
-        return _search_result(schema, results, len(queries), fields)
+        return search_result(schema, results, len(queries), fields)
 
     def count(self, view: str) -> int:
         """How many live rows the view has, as of now."""
@@ -330,8 +324,8 @@ class MilvusCore:
             dsl=f"{LIVE} and ({expr})" if expr else LIVE,
             dsl_type=common_pb2.BoolExprV1,
             placeholder_group=placeholder_group(queries),
-            output_fields=_stored_names(schema, fields),
-            search_params=_pairs(parameters),
+            output_fields=stored_names(schema, fields),
+            search_params=pairs(parameters),
             nq=len(queries),
             **self._consistency(schema.name, strong=False),
         )
@@ -352,7 +346,7 @@ class MilvusCore:
 
     def _page_request(self, view: str, where: str, names: Sequence[str], limit: int) -> milvus_pb2.QueryRequest:
         # "iterator" asks for the rows with the smallest keys, in order; without it a limit may return any rows.
-        pages = _pairs({"limit": limit, "iterator": "True", "reduce_stop_for_best": "True"})
+        pages = pairs({"limit": limit, "iterator": "True", "reduce_stop_for_best": "True"})
         return milvus_pb2.QueryRequest(
             collection_name=view,
             expr=where,
@@ -393,80 +387,3 @@ class MilvusCore:
                 raise
             self.load(view)
             return call()
-
-
-def _pairs(values: Mapping[str, object]) -> list[common_pb2.KeyValuePair]:
-    return [
-        common_pb2.KeyValuePair(key=key, value=json.dumps(value) if isinstance(value, dict) else str(value))
-        for key, value in values.items()
-    ]
-
-
-_TIMES: Final = {"event_timestamp": EVENT, "created": CREATED}
-
-
-def _stored_names(schema: ViewSchema, fields: Sequence[str]) -> list[str]:
-    unknown = [
-        name for name in fields if name not in schema.fields and name not in _TIMES and name != schema.vector_field
-    ]
-    if unknown:
-        raise StoreRequestError(f"view {schema.name} has no field {unknown[0]!r}; there are {sorted(schema.fields)}")
-    nulls = [NULLS] if any(name in schema.fields for name in fields) else []
-    return [*nulls, *(_TIMES.get(name, name) for name in fields)]
-
-
-def _column(schema: ViewSchema, reply: Mapping[str, Any], name: str) -> Any:
-    if name in _TIMES:
-        return list(scalar_values(reply[_TIMES[name]]))
-    if name == schema.vector_field:
-        return _block(schema, reply)
-    return decode(reply[name], schema.fields[name], null_mask(numbers(reply[NULLS]), schema, name))
-
-
-def _block(schema: ViewSchema, reply: Mapping[str, Any]) -> NDArray[np.float32]:
-    return floats(reply[schema.stored_vector].vectors.float_vector).reshape(-1, schema.stored_dim)
-
-
-def _vectors_in_order(
-    schema: ViewSchema, ids: Sequence[str], replies: Sequence[Mapping[str, Any]]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-    keys = [key for reply in replies for key in scalar_values(reply[KEY])]
-    at = {key: row for row, key in enumerate(keys)}
-    rows = np.asarray([at.get(i, -1) for i in ids], np.int64)
-    live = np.append(~np.asarray([dead for r in replies for dead in scalar_values(r[DELETED])], np.bool_), False)
-    present = live[rows]
-    out = np.zeros((len(ids), schema.stored_dim), np.float32)
-    event_us = np.zeros(len(ids), np.int64)
-    if present.any():
-        out[present] = np.concatenate([_block(schema, r) for r in replies if len(scalar_values(r[KEY]))])[rows[present]]
-        event_us[present] = np.concatenate([numbers(r[EVENT]) for r in replies])[rows[present]]
-    return out, present, event_us
-
-
-def _record_batch(schema: ViewSchema, fields: Sequence[str], reply: Mapping[str, Any]) -> pa.RecordBatch:
-    live = np.flatnonzero(~np.asarray(scalar_values(reply[DELETED]), np.bool_))
-    columns = {
-        schema.key: pa.array(list(scalar_values(reply[KEY])), pa.string()),
-        "event_timestamp": timestamps(numbers(reply[EVENT])),
-    }
-    for name in fields:
-        if name == schema.vector_field:
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(_block(schema, reply).reshape(-1)), schema.dim)
-        elif name in _TIMES:
-            columns[name] = timestamps(numbers(reply[_TIMES[name]]))
-        else:
-            columns[name] = pa.array(_column(schema, reply, name), schema.fields[name])
-    return pa.RecordBatch.from_pydict(columns).take(pa.array(live))
-
-
-def _search_result(schema: ViewSchema, results: Any, queries: int, fields: Sequence[str]) -> SearchResult:
-    ends = np.cumsum(list(results.topks)).tolist() if results.topks else [0] * queries
-    cuts = list(zip([0, *ends[:-1]], ends, strict=True))
-    ids, scores = list(results.ids.str_id.data), list(results.scores)
-    reply = {data.field_name: data for data in results.fields_data}
-    columns = {name: list(_column(schema, reply, name)) if ids else [] for name in fields}
-    return SearchResult(
-        [ids[a:b] for a, b in cuts],
-        [scores[a:b] for a, b in cuts],
-        {name: [column[a:b] for a, b in cuts] for name, column in columns.items()},
-    )

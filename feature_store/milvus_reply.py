@@ -1,0 +1,109 @@
+"""Milvus's replies as columns in the caller's order: the reading half of the core, without a connection."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pymilvus.grpc_gen import common_pb2
+
+from feature_store.errors import StoreRequestError
+from feature_store.milvus_schema import CREATED, DELETED, EVENT, KEY, NULLS, ViewSchema
+from feature_store.milvus_wire import decode, floats, null_mask, numbers, scalar_values
+from feature_store.schemas import timestamps
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Hits per query, best first; `fields` holds the columns asked for, per query too."""
+
+    ids: list[list[str]]
+    scores: list[list[float]]
+    fields: dict[str, list[list[Any]]] = field(default_factory=dict)
+
+
+def pairs(values: Mapping[str, object]) -> list[common_pb2.KeyValuePair]:
+    """Milvus's key-value parameters; dictionaries as JSON."""
+    return [
+        common_pb2.KeyValuePair(key=key, value=json.dumps(value) if isinstance(value, dict) else str(value))
+        for key, value in values.items()
+    ]
+
+
+_TIMES: Final = {"event_timestamp": EVENT, "created": CREATED}
+
+
+def stored_names(schema: ViewSchema, fields: Sequence[str]) -> list[str]:
+    """The collection's fields to ask for. Raises `StoreRequestError` naming a feature that the view does not have."""
+    unknown = [
+        name for name in fields if name not in schema.fields and name not in _TIMES and name != schema.vector_field
+    ]
+    if unknown:
+        raise StoreRequestError(f"view {schema.name} has no field {unknown[0]!r}; there are {sorted(schema.fields)}")
+    nulls = [NULLS] if any(name in schema.fields for name in fields) else []
+    return [*nulls, *(_TIMES.get(name, name) for name in fields)]
+
+
+def feature_column(schema: ViewSchema, reply: Mapping[str, Any], name: str) -> Any:
+    """One feature's values in the reply's order: a list, or float32 [n, dim] for the vector."""
+    if name in _TIMES:
+        return list(scalar_values(reply[_TIMES[name]]))
+    if name == schema.vector_field:
+        return block(schema, reply)
+    return decode(reply[name], schema.fields[name], null_mask(numbers(reply[NULLS]), schema, name))
+
+
+def block(schema: ViewSchema, reply: Mapping[str, Any]) -> NDArray[np.float32]:
+    """The reply's vectors, float32 [n, dim]."""
+    return floats(reply[schema.stored_vector].vectors.float_vector).reshape(-1, schema.stored_dim)
+
+
+def vectors_in_order(
+    schema: ViewSchema, ids: Sequence[str], replies: Sequence[Mapping[str, Any]]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+    """Vectors [n, dim], present [n] and event times us [n] of `ids`, whatever the order and number of replies."""
+    keys = [key for reply in replies for key in scalar_values(reply[KEY])]
+    at = {key: row for row, key in enumerate(keys)}
+    rows = np.asarray([at.get(i, -1) for i in ids], np.int64)
+    live = np.append(~np.asarray([dead for r in replies for dead in scalar_values(r[DELETED])], np.bool_), False)
+    present = live[rows]
+    out = np.zeros((len(ids), schema.stored_dim), np.float32)
+    event_us = np.zeros(len(ids), np.int64)
+    if present.any():
+        out[present] = np.concatenate([block(schema, r) for r in replies if len(scalar_values(r[KEY]))])[rows[present]]
+        event_us[present] = np.concatenate([numbers(r[EVENT]) for r in replies])[rows[present]]
+    return out, present, event_us
+
+
+def record_batch(schema: ViewSchema, fields: Sequence[str], reply: Mapping[str, Any]) -> pa.RecordBatch:
+    """The reply's live rows as Arrow columns: key, `event_timestamp`, then `fields`."""
+    live = np.flatnonzero(~np.asarray(scalar_values(reply[DELETED]), np.bool_))
+    columns = {
+        schema.key: pa.array(list(scalar_values(reply[KEY])), pa.string()),
+        "event_timestamp": timestamps(numbers(reply[EVENT])),
+    }
+    for name in fields:
+        if name == schema.vector_field:
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(block(schema, reply).reshape(-1)), schema.dim)
+        elif name in _TIMES:
+            columns[name] = timestamps(numbers(reply[_TIMES[name]]))
+        else:
+            columns[name] = pa.array(feature_column(schema, reply, name), schema.fields[name])
+    return pa.RecordBatch.from_pydict(columns).take(pa.array(live))
+
+
+def search_result(schema: ViewSchema, results: Any, queries: int, fields: Sequence[str]) -> SearchResult:
+    """Hits of `queries` queries, cut apart."""
+    ends = np.cumsum(list(results.topks)).tolist() if results.topks else [0] * queries
+    cuts = list(zip([0, *ends[:-1]], ends, strict=True))
+    ids, scores = list(results.ids.str_id.data), list(results.scores)
+    reply = {data.field_name: data for data in results.fields_data}
+    columns = {name: list(feature_column(schema, reply, name)) if ids else [] for name in fields}
+    return SearchResult(
+        [ids[a:b] for a, b in cuts],
+        [scores[a:b] for a, b in cuts],
+        {name: [column[a:b] for a, b in cuts] for name, column in columns.items()},
+    )
