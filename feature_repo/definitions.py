@@ -8,7 +8,7 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, Project, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Float64, Int64, String
 
@@ -19,6 +19,7 @@ HOME = find_home()
 # Feast reads 0 as "never expires": an item's vector is true until a newer version or a tombstone replaces it.
 NEVER = timedelta(0)
 
+project = Project(name="triptych", description="a multimodal feature store for recommender systems")
 item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="a catalogue item")
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="a user")
 ENTITIES = {"item": item, "user": user}
@@ -104,6 +105,7 @@ ITEM_VIEWS = [view for name, view in EMBEDDING_VIEWS.items() if name.startswith(
 SERVICES = {
     f"ranker_{file.parent.name}": _model_service(file, EMBEDDING_VIEWS)
     for file in sorted(HOME.models.glob("*/manifest.json"))
+    if not file.parent.name.startswith(".")  # being written
 }
 
 catalogue = FeatureService(
