@@ -96,13 +96,14 @@ def _training_set(home: "Home", model_id: str, spaces: Sequence["EmbeddingSpace"
 
 
 def _train(home: "Home", folder: Path, model_id: str, preset: str, seed: int) -> "TrainResult":
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     from ranker import config, train
     from ranker.data import TrainingSet
 
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=err) as bar:
+    with Bar(*columns, console=err) as bar:
         task = bar.add_task("", total=None)
 
         def show(p: "Progress") -> None:
