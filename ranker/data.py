@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -264,15 +265,11 @@ def _read_labels(table: pa.Table) -> Labels:
 
 def _read_events(table: pa.Table) -> dict[str, Events]:
     table = table.sort_by([("user_id", "ascending"), ("timestamp_us", "ascending"), ("event_id", "ascending")])
-    users = np.asarray(table["user_id"].to_pylist(), object)
-    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]]) if len(users) else np.zeros(0, np.int64)
+    users: list[str] = table["user_id"].to_pylist()
     ids, items, kinds = (table[name].to_pylist() for name in ("event_id", "item_id", "event_type"))
     values, times = _floats(table, "value"), _ints(table, "timestamp_us")
-    ends = [*starts[1:].tolist(), len(users)]
-    return {
-        str(users[a]): Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b])
-        for a, b in zip(starts.tolist(), ends, strict=True)
-    }
+    edges = [*(i for i, user in enumerate(users) if i == 0 or user != users[i - 1]), len(users)]
+    return {users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b]) for a, b in pairwise(edges)}
 
 
 def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, NDArray[np.float32]]:

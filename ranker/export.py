@@ -4,6 +4,7 @@ From there they go to Milvus like all others, so that retrieval searches by the 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -91,13 +92,8 @@ def read_histories(tables: Tables) -> dict[str, Events]:
     times = np.asarray(table["event_timestamp"].cast(pa.int64()), np.int64)
     values = np.asarray(table["value"].cast(pa.float64()).fill_null(np.nan), np.float64)
     ids, items, kinds, users = (table[c].to_pylist() for c in ("event_id", "item_id", "event_type", "user_id"))
-    starts = [i for i, user in enumerate(users) if i == 0 or user != users[i - 1]]
-    ends = [*starts[1:], len(users)]
-    return {
-        users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b])
-        for a, b in zip(starts, ends, strict=True)
-        if b > a
-    }
+    edges = [*(i for i, user in enumerate(users) if i == 0 or user != users[i - 1]), len(users)]
+    return {users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b]) for a, b in pairwise(edges)}
 
 
 def _user_vectors(

@@ -115,9 +115,6 @@ def with_events(events, more):
 @pytest.mark.parametrize("shift_us", [0, 1])
 def test_the_future_does_not_leak_into_a_label(ts, shift_us):
     """An event at the label's very instant, or after it, changes none of that label's inputs."""
-    last = {
-        user: i for i, user in enumerate(time_split(ts.labels).test.users)
-    }  # nothing follows a user's last label but the leak
     clean, spoilt = examples(ts), examples(leaked(ts, shift_us))
     kept = {e: i for i, e in enumerate(spoilt.labels.event_ids)}
     checked = 0
