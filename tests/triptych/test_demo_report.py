@@ -100,9 +100,10 @@ def test_what_users_wrote_cannot_become_markup(story: Story):
     assert "&lt;script&gt;alert" in page
 
 
-def test_the_table_is_readable_without_a_terminal(story: Story):
-    """The same story in plain text: every person, the first title of each, and the four bars of the metrics."""
-    console = Console(file=io.StringIO(), width=140)
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_is_readable_without_a_terminal(story: Story, width: int):
+    """The same story in plain text, narrow or wide: every person, the first title of each, the bars of the metrics."""
+    console = Console(file=io.StringIO(), width=width)
     show(story, console)
     text = console.file.getvalue()
     for person in story.people:

@@ -164,6 +164,12 @@ def _card(item: Item, story: Story, kind: str) -> str:
     return f'<button class="{classes}" data-id="{item.item_id}" title="{label}" aria-label="{label}">{blank}</button>'
 
 
+def _remembered(item: Item, story: Story) -> str:
+    return (
+        f"<figure>{_card(item, story, 'small')}<figcaption>{escape(attribute_name(item, 'text'))}</figcaption></figure>"
+    )
+
+
 def _person(person: Person, story: Story) -> str:
     kind = WORDS[max(MODALITIES, key=lambda m: person.weights[m])]
     loves = "".join(
@@ -171,7 +177,7 @@ def _person(person: Person, story: Story) -> str:
         for m in MODALITIES
     )
     words = f"<blockquote>{escape(person.words)}</blockquote>" if person.words else ""
-    history = "".join(_card(item, story, "small") for item in person.history)
+    history = "".join(_remembered(item, story) for item in person.history)
     scale = max((sum(max(0.0, s) for s in r.shares.values()) for r in person.results), default=1.0) or 1.0
     rows = "".join(_row(place, result, scale, story) for place, result in enumerate(person.results, 1))
     notes = "".join(f'<p class="note">degraded: {escape(reason)}</p>' for reason in person.degraded)

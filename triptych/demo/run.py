@@ -112,7 +112,7 @@ def _walk(out: Path, seed: int, keep: bool, console: Console) -> Story:
 
 def make_shop(walk: Walk, folder: Path, seed: int, *, items: int = ITEMS, users: int = USERS) -> Shop:
     """Draw the catalogue and its users, and write their files."""
-    with walk.stage("catalogue", f"draw {items} postcards, and {users} people who like some of them"):
+    with walk.stage("catalogue", f"draw {items} postcards and the tastes of {users} users"):
         catalogue = make_catalogue(seed, count=items)
         world = make_world(catalogue, seed, users=users)
         write_catalogue(catalogue, folder, seed)
@@ -124,12 +124,12 @@ def store(walk: Walk, shop: Shop) -> list[tuple[str, str]]:
     """Store, ingest, users, first materialization; return the quarantined (file, reason) pairs."""
     with walk.stage("up", "start the embedded vector store"):
         walk.start_store()
-    with walk.stage("ingest", "check and encode texts, pictures and loops"):
+    with walk.stage("ingest", "check and encode texts, pictures and sounds"):
         report = walk.triptych_json("ingest", str(shop.manifest), ok=(0, EXIT_PARTIAL))
     interactions, profiles = shop.folder / "interactions.csv", shop.folder / "profiles.csv"
-    with walk.stage("users", "turn interactions and reviews into histories and interests"):
+    with walk.stage("users", "histories, interests, encoded reviews"):
         walk.triptych("users", "build", "--interactions", str(interactions), "--profiles", str(profiles))
-    with walk.stage("materialize", "apply the feature definitions and load the store"):
+    with walk.stage("materialize", "apply the feature definitions, load the store"):
         walk.triptych("materialize")
     return read_quarantine(report, shop.folder)
 
@@ -145,9 +145,9 @@ def read_quarantine(report: Mapping[str, Any], folder: Path) -> list[tuple[str, 
 
 def learn(walk: Walk, seed: int) -> None:
     """Train, promote, and load the fused vectors."""
-    with walk.stage("train", "train the fusion ranker on point-in-time histories"):
+    with walk.stage("train", "train the fusion ranker"):
         walk.triptych("train", "--model-id", MODEL_ID, "--preset", "tiny", "--seed", str(seed), "--promote")
-    with walk.stage("fused", "load the ranker's own vectors into the store"):
+    with walk.stage("fused", "load the ranker's own vectors"):
         walk.triptych("materialize")
 
 
@@ -156,14 +156,14 @@ def serve(walk: Walk, shop: Shop) -> dict[str, Any]:
     with walk.stage("serve", "start the gRPC service"):
         address = walk.start_server()
     people = choose_people(shop.world)
-    with walk.stage("rank", "rank for three people, each from a process of its own"):
+    with walk.stage("rank", "rank for three users, from other processes"):
         call = ("client", "rank", "--target", address, "--top-n", str(TOP_N))
         return {user: walk.triptych_json(*call, user) for user in people}
 
 
 def measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
     """What `judge` measures."""
-    with walk.stage("measure", "compare with popularity, the planted truth and shuffled content"):
+    with walk.stage("measure", "popularity, oracle, shuffled content"):
         truth = str(shop.folder / "truth.npz")
         arguments = ("--home", str(home), "--model-id", MODEL_ID, "--truth", truth, "--seed", str(seed))
         measured: dict[str, float] = json.loads(walk.python("triptych.demo.judge", *arguments))

@@ -15,45 +15,46 @@ from triptych.demo.vocabulary import SOUNDS, STYLES, TOPICS
 COLOURS: Final = {"text": "cyan", "image": "magenta", "audio": "yellow", "id": "green", "other": "bright_black"}
 VERBS: Final = {"text": "reads", "image": "looks", "audio": "listens"}
 BAR_CELLS: Final = 18
+NARROW_BAR_CELLS: Final = 12
 METRIC_CELLS: Final = 40
+WIDE_COLUMNS: Final = 110
 
 
 def show(story: Story, console: Console) -> None:
-    """Print one panel for each person, then the metrics."""
+    """Print one panel for each person, then the metrics; less of each where the terminal is narrow."""
     for person in story.people:
-        console.print(_person(person))
+        console.print(_person(person, wide=console.width >= WIDE_COLUMNS))
     console.print(_metrics(story))
 
 
-def _person(person: Person) -> Panel:
+def _person(person: Person, *, wide: bool) -> Panel:
     loves = Text.assemble("loves ")
     for m in sorted(MODALITIES, key=lambda m: -person.weights[m]):
         loves.append(f"{person.favourites[m]}", f"bold {COLOURS[m]}").append(f" ({VERBS[m]} {person.weights[m]:.0%})  ")
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    table.add_column("", justify="right", style="dim")
-    table.add_column("postcard", ratio=5, no_wrap=True)
-    for title in ("words", "picture", "sound"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("score", justify="right")
-    table.add_column("score made of", width=BAR_CELLS, no_wrap=True)
-    table.add_column("because of", ratio=3, no_wrap=True, style="dim")
+    table = _columns(wide=wide)
     for place, result in enumerate(person.results, 1):
-        table.add_row(str(place), *_cells(result), result.because[0][0].title if result.because else "")
+        attributes = [_attribute(result, m) for m in MODALITIES]
+        met = Text(" ").join(a for a, m in zip(attributes, MODALITIES, strict=True) if m in result.matches)
+        shown = attributes if wide else [met]
+        row: list[str | Text] = [str(place), result.item.title, *shown, f"{result.score:.2f}"]
+        because = [result.because[0][0].title if result.because else ""] if wide else []
+        table.add_row(*row, share_bar(result.shares, BAR_CELLS if wide else NARROW_BAR_CELLS), *because)
     title = f"[bold]{person.user_id}[/] after {person.history_length} postcards"
     note = f"ranked by {person.model_id} in {person.milliseconds:.0f} ms" + "".join(f", {d}" for d in person.degraded)
     return Panel(Group(loves, Text(), table), title=title, subtitle=f"[dim]{note}[/]", border_style="blue")
 
 
-def _cells(result: Result) -> tuple[str, Text, Text, Text, str, Text]:
-    attributes = [_attribute(result, m) for m in MODALITIES]
-    return (
-        result.item.title,
-        attributes[0],
-        attributes[1],
-        attributes[2],
-        f"{result.score:.2f}",
-        share_bar(result.shares),
-    )
+def _columns(*, wide: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    table.add_column("", justify="right", style="dim")
+    table.add_column("postcard", ratio=5, no_wrap=True)
+    for title in ("words", "picture", "sound") if wide else ("meets the taste",):
+        table.add_column(title, no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("made of", width=BAR_CELLS if wide else NARROW_BAR_CELLS, no_wrap=True)
+    if wide:
+        table.add_column("because of", ratio=4, no_wrap=True, style="dim")
+    return table
 
 
 def attribute_name(item: Item, modality: str) -> str:

@@ -25,10 +25,10 @@ from triptych.demo.vocabulary import CATEGORIES, REVIEWS, SOUNDS, STYLES, TOPICS
 USERS: Final = 400
 EVENTS_MEAN: Final = 24.0  # of a user's number of events, 6 to 40
 TASTE: Final = 9.0
-SECOND_LIKING: Final = 0.2
+SECOND_LIKING: Final = 0.35
 WEIGHT_EVENNESS: Final = 8.0  # of the Dirichlet from which a user draws the weights of the modalities
-ZIPF_EXPONENT: Final = 0.5
-OWN_APPEAL: Final = 1.0  # spread of a card's own appeal, in steps between occasions
+ZIPF_EXPONENT: Final = 0.9
+OWN_APPEAL: Final = 0.7  # spread of a card's own appeal, in steps between occasions
 CATEGORY_LEAN: Final = 0.35
 RATED_SHARE: Final = 0.12
 BOUGHT_SHARE: Final = 0.15

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 SERVER_START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 15.0
@@ -43,7 +43,7 @@ class Walk:
         self._bar = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
-            TextColumn("[dim]{task.elapsed:5.0f} s"),
+            TimeElapsedColumn(),
             console=console,
         )
         self._environment = {k: v for k, v in os.environ.items() if k not in FOREIGN_VARIABLES}
