@@ -58,7 +58,8 @@ def build_training_set(
         home: whose tables and registry; its definitions must have been applied (`triptych materialize`).
         out: items.parquet, labels.parquet, events.parquet, users.parquet and meta.json go here.
         spaces: item spaces to join.
-        text_profile_space: users' text space; their vectors are as of `cutoff`, not as of each label, and meta.json says so.
+        text_profile_space: users' text space; users.parquet has each user's newest vector before `cutoff` and since when it
+            was true (`profile_from_us`): labels at or before that instant must not see it.
         cutoff: only what was true before it (a datetime, or microseconds); everything where left out.
         progress: called with the number of item versions joined.
 
@@ -88,7 +89,6 @@ def build_training_set(
         "spaces": [asdict(space) for space in described],
         "feature_views": sorted(joined.views),
         "cutoff_us": cutoff_us,
-        "user_profiles_as_of": "cutoff",
         "counts": counts,
         "created": datetime.now(UTC).isoformat(),
     }
@@ -190,13 +190,16 @@ def _write_events(folder: Path, events: pa.Table, versions: ItemVersions) -> int
 def _write_users(
     folder: Path, joined: _Join, home: Home, events: pa.Table, space_id: str | None, cutoff_us: int | None
 ) -> int:
-    """Write users and, where asked for, their profile vectors as of the cutoff; return their number."""
+    """Write users and, where asked for, their newest profile vectors before the cutoff and since when; return their number."""
     ids = sorted(set(events["user_id"].to_pylist()) | set(Tables(home).read_users()["user_id"].to_pylist()))
     columns: dict[str, Any] = {"user_id": pa.array(ids, pa.string())}
     if space_id is not None:
         view = view_name("user", space_id)
         at = np.full(len(ids), (cutoff_us if cutoff_us is not None else now_us()) - 1, np.int64)
         vectors = joined.features("user_id", ids, at, [f"{view}:vector"])[f"{view}__vector"] if ids else pa.nulls(0)
+        # Feast does not say since when a value was true; the table does.
+        known = Tables(home).embedding_index("user", space_id, before_us=int(at[0]) + 1 if ids else None)
+        columns["profile_from_us"] = pa.array([known[i][1] if i in known else None for i in ids], pa.int64())
         columns[f"vec_{space_id}"] = vectors.cast(VECTOR)
     pq.write_table(pa.table(columns), folder / "users.parquet", compression="zstd")
     return len(ids)

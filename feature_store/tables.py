@@ -83,7 +83,7 @@ class Tables:
         created: Times | None = None,
         deleted: Sequence[bool] | NDArray[np.bool_] | None = None,
     ) -> list[Path]:
-        """Add vectors [n, dim] of unit norm, one part per day of `event_timestamp`; return the parts.
+        """Add vectors [n, dim] of unit norm, one part per day of `created`; return the parts.
 
         Where `deleted` is true the row is a tombstone, and its vector is not looked at. Leave `created` out unless rows are replayed: it
         is when the row became visible, which incremental loads go by. Raises `TableError` naming the first id that is wrong.
@@ -104,11 +104,12 @@ class Tables:
         }
         ensure_embeddings(self.home, SpaceEntry(space, entity))
         table = conform(pa.table(columns), embeddings_schema(entity))
-        return self._write_days(embeddings_folder(self.home, entity, space.space_id), table, event_us)
+        # By the day of `created`: a catalogue of old items is one part rather than one a day of its past.
+        return self._write_days(embeddings_folder(self.home, entity, space.space_id), table, created_us)
 
     @staticmethod
-    def _write_days(folder: Path, table: pa.Table, event_us: NDArray[np.int64]) -> list[Path]:
-        days = event_us.astype("datetime64[us]").astype("datetime64[D]")
+    def _write_days(folder: Path, table: pa.Table, times_us: NDArray[np.int64]) -> list[Path]:
+        days = times_us.astype("datetime64[us]").astype("datetime64[D]")
         return [write_part(folder / f"dt={day}", table.take(np.flatnonzero(days == day))) for day in np.unique(days)]
 
     def delete_embeddings(
@@ -135,9 +136,14 @@ class Tables:
         event_us = live["event_timestamp"].cast(pa.int64()).to_numpy()
         return Embeddings(keys, vectors, event_us, live["content_sha256"].to_pylist())
 
-    def embedding_index(self, entity: str, space_id: str) -> dict[str, tuple[str | None, int]]:
-        """`{id: (content_sha256, event_timestamp in us)}` of the newest live rows; reads no vectors."""
-        live, _ = self._live_rows(list_parts(embeddings_folder(self.home, entity, space_id)), entity)
+    def embedding_index(
+        self, entity: str, space_id: str, before_us: int | None = None
+    ) -> dict[str, tuple[str | None, int]]:
+        """`{id: (content_sha256, event_timestamp in us)}` of the newest live rows, or those strictly before `before_us`.
+
+        Reads no vectors.
+        """
+        live, _ = self._live_rows(list_parts(embeddings_folder(self.home, entity, space_id)), entity, before_us)
         times = live["event_timestamp"].cast(pa.int64()).to_pylist()
         return dict(
             zip(
@@ -148,11 +154,15 @@ class Tables:
         )
 
     @staticmethod
-    def _live_rows(parts: Sequence[Path], entity: str) -> tuple[pa.Table, NDArray[np.int64]]:
+    def _live_rows(
+        parts: Sequence[Path], entity: str, before_us: int | None = None
+    ) -> tuple[pa.Table, NDArray[np.int64]]:
         schema = embeddings_schema(entity)
         columns = [name for name in schema.names if name != "vector"]
         empty = pa.schema([schema.field(name) for name in columns]).empty_table()
         table = pa.concat_tables([empty, *read_parts(parts, schema, columns)])
+        if before_us is not None:
+            table = table.filter(pc.less(table["event_timestamp"].cast(pa.int64()), before_us))
         rows = _newest(table, f"{entity}_id")
         rows = rows[~table["deleted"].to_numpy()[rows]]
         return table.take(rows), rows

@@ -36,9 +36,10 @@ COLUMNS_OF: Final = {
     "audio": frozenset({"audio"}),
 }
 CONTENT_FIELDS: Final = ("title", "description", "category", "price", "image", "audio")
-# What of a refused text is kept for people to read in the catalogue's own columns.
+# How much of a text is kept for people to read in the catalogue's own columns; vectors are of the whole text.
 MAX_TITLE_CHARS: Final = 1_000
 MAX_DESCRIPTION_CHARS: Final = 10_000
+MAX_CATEGORY_CHARS: Final = 200
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class ChunkWriter:
             "item_id": item.item_id,
             "title": item.title[:MAX_TITLE_CHARS] or None,
             "description": item.description[:MAX_DESCRIPTION_CHARS] or None,
-            "category": item.category or None,
+            "category": item.category[:MAX_CATEGORY_CHARS] or None,
             "price": item.price,
             "image": str(item.image) if item.image else None,
             "audio": str(item.audio) if item.audio else None,

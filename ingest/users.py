@@ -31,6 +31,8 @@ from ingest.quarantine import Quarantine, Refusal
 from ingest.records import RecordFile, id_of, text_of, timestamp_of
 
 HISTORY_EVENTS: Final = 100
+# How much of a user's words is kept for people to read, well under the store's 65,535 bytes; the vector is of all of them.
+MAX_PROFILE_CHARS: Final = 10_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ENCODED_KINDS: Final = ("encoder", "untrained", "imported")
 
@@ -264,5 +266,11 @@ def _write_profiles(tables: Tables, encoder: TextEncoder, changed: dict[str, dic
     )
     moments = [_EPOCH + timedelta(microseconds=int(us)) for us in times]
     tables.write_users(
-        pa.table({"user_id": list(changed), "profile_text": [row["text"] for row in rows], "event_timestamp": moments})
+        pa.table(
+            {
+                "user_id": list(changed),
+                "profile_text": [row["text"][:MAX_PROFILE_CHARS] for row in rows],
+                "event_timestamp": moments,
+            }
+        )
     )

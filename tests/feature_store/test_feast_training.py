@@ -134,6 +134,7 @@ def test_labels_join_what_was_true_strictly_before_them(world, feast_home, feast
     assert [row["event_id"] for row in stored] == [f"e{n}" for n in (0, 7, 1, 2, 5, 3, 6, 4)]
     (user,) = pq.read_table(out / "users.parquet").to_pylist()
     np.testing.assert_array_equal(np.asarray(user[f"vec_{TEXT.space_id}"], np.float32), vectors[4])
+    assert user["profile_from_us"] == BASE + 50
     meta = json.loads((out / "meta.json").read_text())
     assert [space["space_id"] for space in meta["spaces"]] == [TEXT.space_id, IMAGE.space_id]
     assert (meta["counts"]["dropped_labels"], meta["cutoff_us"]) == (3, BASE + 1_000)
