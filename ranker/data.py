@@ -154,13 +154,24 @@ def time_split(labels: Labels, fractions: tuple[float, float, float] = (0.7, 0.1
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A user's own words: `vector` float32 [d] in the text space, true from `from_us` on."""
+
+    vector: NDArray[np.float32]
+    from_us: int
+
+
+@dataclass(frozen=True)
 class TrainingSet:
-    """A point-in-time training set in memory; `events` by user, `profiles` by user, `meta` as its maker wrote it."""
+    """A point-in-time training set in memory.
+
+    `events` and `profiles` are by user, a profile with the instant from which it was true; `meta` is as its maker wrote it.
+    """
 
     items: Items
     labels: Labels
     events: Mapping[str, Events]
-    profiles: Mapping[str, NDArray[np.float32]]
+    profiles: Mapping[str, Profile]
     spaces: Mapping[str, EmbeddingSpace]
     meta: Mapping[str, Any]
 
@@ -184,6 +195,11 @@ class TrainingSet:
             spaces,
             meta,
         )
+
+    def profile(self, user: str, t_us: int) -> NDArray[np.float32] | None:
+        """The user's own words as a vector [d] in the text space, if they were written strictly before `t_us`."""
+        profile = self.profiles.get(user)
+        return profile.vector if profile is not None and profile.from_us < t_us else None
 
     def shuffled_content(self, seed: int) -> "TrainingSet":
         """The same items, ids, times and events, but every item has the content (vectors, category, price) of another one.
@@ -272,13 +288,13 @@ def _read_events(table: pa.Table) -> dict[str, Events]:
     return {users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b]) for a, b in pairwise(edges)}
 
 
-def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, NDArray[np.float32]]:
+def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, Profile]:
     space = spaces.get("text")
     if space is None or f"vec_{space.space_id}" not in table.column_names:
         return {}
     vectors, present = vector_column(table, f"vec_{space.space_id}", space.dim)
-    users = table["user_id"].to_pylist()
-    return {users[i]: vectors[i] for i in np.flatnonzero(present)}
+    users, since = table["user_id"].to_pylist(), table["profile_from_us"].to_pylist()
+    return {users[i]: Profile(vectors[i], since[i]) for i in np.flatnonzero(present) if since[i] is not None}
 
 
 def _ints(table: pa.Table, name: str) -> Ints:

@@ -5,12 +5,14 @@ met before t. Every scorer is judged on the same labels and candidates; `popular
 model cannot know of.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from feature_store.history import history_as_of
@@ -128,7 +130,7 @@ def ranker_scorer(ts: TrainingSet, ranker: Ranker) -> Scorer:
         met = [ts.items.index.get(item_id, NO_ROW) for item_id in history.item_ids]
         met_rows = _rows(ts, met, t_us)
         history_tokens = tokens.take(met_rows) if len(met_rows) else ranker.no_items()
-        state = UserState(history, history_tokens, ts.profiles.get(user))
+        state = UserState(history, history_tokens, ts.profile(user, t_us))
         rows = _rows(ts, [ts.items.index[i] for i in item_ids], t_us)
         return ranker.score(state, tokens, rows, Context(t_us)).scores
 
@@ -139,6 +141,20 @@ def _rows(ts: TrainingSet, items: list[int], t_us: int) -> Ints:
     numbers = np.asarray(items, np.int64)
     rows = ts.items.rows_at(np.maximum(numbers, 0), np.asarray(t_us))
     return np.where(numbers == NO_ROW, NO_ROW, rows)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads for a while; 0 leaves them as they are.
+
+    On small matrices several threads mostly wait for each other, and on a busy machine they wait for long.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- reports -----------------------------------------------------------------------------------------------------------
@@ -165,5 +181,6 @@ def evaluate(
         "random": random_scorer(),
         **(scorers or {}),
     }
-    judged = evaluate_scorers(ts, labels, everyone, seen_before_us=seen_before_us, config=config)
+    with torch_threads(1):  # one user at a time is too little work to share
+        judged = evaluate_scorers(ts, labels, everyone, seen_before_us=seen_before_us, config=config)
     return {"model_id": ranker.model_id, "labels": judged["ranker"]["all"]["labels"], "scorers": judged}

@@ -62,7 +62,7 @@ def _fit_projections(model: FusionRanker, ts: TrainingSet, split: Split) -> None
         vectors = torch.from_numpy(ts.items.vectors[space.space_id][chosen])
         model.projection(modality).fit(vectors, model.config.whitening)
     if "text" in ts.spaces and ts.profiles:
-        mean = np.mean(list(ts.profiles.values()), axis=0)
+        mean = np.mean([profile.vector for profile in ts.profiles.values()], axis=0)
         model.profile_mean.copy_(torch.from_numpy(mean))
 
 

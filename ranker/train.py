@@ -26,9 +26,9 @@ from torch import Tensor
 from encoders.space import check_model_id
 from ranker import checkpoint, metrics
 from ranker.config import RankerConfig
-from ranker.data import Ints, Split, TrainingSet, time_split
+from ranker.data import Ints, Labels, Split, TrainingSet, time_split
 from ranker.errors import TrainingSetError
-from ranker.evaluate import evaluate
+from ranker.evaluate import evaluate, torch_threads
 from ranker.examples import Examples, build_examples
 from ranker.fit import build_model, build_vocabulary, ratings, set_popularity, set_references
 from ranker.inputs import ItemInputs, Items, Vocabulary
@@ -115,11 +115,11 @@ def train(
     checkpoint.refuse_overwrite(models_dir / check_model_id(model_id))
     split = time_split(ts.labels)
     vocabulary = build_vocabulary(ts, split)
-    with torch.random.fork_rng(devices=[]):
+    about = _about(ts, split, model_id, seed, feature_service or f"ranker_{model_id}")
+    with torch.random.fork_rng(devices=[]), torch_threads(config.threads):
         torch.manual_seed(seed)
         model, epochs = _fit(ts, split, config, vocabulary, seed, progress)
-    about = _about(ts, split, model_id, seed, feature_service or f"ranker_{model_id}")
-    report = evaluate(_in_memory(model, vocabulary, model_id, about), ts, split.test)
+        report = evaluate(_in_memory(model, vocabulary, model_id, about), ts, split.test)
     seconds = time.perf_counter() - started
     about |= {"metrics": report["scorers"], "epochs": epochs, "train_seconds": round(seconds, 1)}
     return TrainResult(checkpoint.save(models_dir, model_id, model, vocabulary, about), report, epochs, seconds)
@@ -157,7 +157,7 @@ def _start(ts: TrainingSet, model: FusionRanker, vocabulary: Vocabulary, seed: i
     users = sorted(ts.profiles) if "text" in ts.spaces else []
     profiles_UK = torch.zeros(len(users) + 1, model.config.space_dim)  # the last row is that of users without a profile
     if users:
-        profiles_UK[:-1] = project_profile(model, torch.from_numpy(np.stack([ts.profiles[u] for u in users])))
+        profiles_UK[:-1] = project_profile(model, torch.from_numpy(np.stack([ts.profiles[u].vector for u in users])))
     profile_of = {user: i for i, user in enumerate(users)}
     popularity = Popularity.of(ts, model.config)
     return _Run(ts, model.config, model, inputs, popularity, profiles_UK, profile_of, np.random.default_rng(seed))
@@ -257,11 +257,19 @@ def _forward(
     history = examples.history(at, encoded, run.position_of_row)
     labels = examples.labels
     context_BX = context_features(labels.timestamps_us[at])
-    no_profile = len(run.profiles_UK) - 1
-    profile_BK = run.profiles_UK[[run.profile_of.get(labels.users[i], no_profile) for i in at]] if no_profile else None
-    user = run.model.user(history, context_BX, profile_BK)
+    user = run.model.user(history, context_BX, _profiles(run, labels, at))
     items = encoded.take(torch.from_numpy(where[: len(rows)]))
     return run.model.score(user, items, popularity_BC), user, items
+
+
+def _profiles(run: _Run, labels: Labels, at: Ints) -> Tensor | None:
+    """Projected profiles [B, K] of the labels' users, 0 where none was written before the label; None where nobody has one."""
+    none = len(run.profiles_UK) - 1
+    if not none:
+        return None
+    known = [run.ts.profile(labels.users[i], int(labels.timestamps_us[i])) is not None for i in at]
+    rows = [run.profile_of[labels.users[i]] if there else none for i, there in zip(at, known, strict=True)]
+    return run.profiles_UK[rows]
 
 
 def _kept_groups(run: _Run, n: int) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 
 from feature_store.history import Events
 from ranker.config import RankerConfig
-from ranker.data import NO_ROW, Items, TrainingSet, spaces_by_modality, time_split
+from ranker.data import NO_ROW, Items, Profile, TrainingSet, spaces_by_modality, time_split
 from ranker.errors import TrainingSetError
 from ranker.evaluate import popularity_scorer, tasks
 from ranker.examples import build_examples
@@ -172,3 +172,13 @@ def test_shuffled_content_moves_all_of_an_items_content_together(ts):
     assert shuffled.items.names == ts.items.names
     assert shuffled.labels is ts.labels
     assert shuffled.events is ts.events
+
+
+def test_a_profile_is_seen_only_after_it_was_written(ts):
+    """A label at or before the instant of a user's words does not see them; a later one does; a stranger has none."""
+    vector = np.zeros(4, np.float32)
+    with_words = replace(ts, profiles={"u": Profile(vector, 1_000)})
+    assert with_words.profile("u", 999) is None
+    assert with_words.profile("u", 1_000) is None
+    assert with_words.profile("u", 1_001) is vector
+    assert with_words.profile("nobody", 1_001) is None
