@@ -32,6 +32,7 @@ class RankerConfig:
         tower_weight, rating_weight: weights of the retrieval loss and of the rating loss beside the ranking loss.
         min_positive_rating: a `rating` below it is no positive label.
         negative_events: event types that are no positive label.
+        threads: of torch while training, 0 for as many as it has; more than one only wait for each other on small batches.
         query_weight: how strongly an optional query vector pulls (per unit of cosine).
     """
 
@@ -49,7 +50,7 @@ class RankerConfig:
     id_dropout: float = 0.5
     max_candidates: int = 512
     batch_size: int = 128
-    max_epochs: int = 6
+    max_epochs: int = 4
     patience: int = 2
     learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-2
@@ -60,6 +61,7 @@ class RankerConfig:
     min_positive_rating: float = 3.5
     negative_events: tuple[str, ...] = ("impression", "skip", "dislike", "hide")
     query_weight: float = 4.0
+    threads: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as the manifest stores it."""
@@ -86,6 +88,7 @@ PRESETS: Final[Mapping[str, RankerConfig]] = {
         prototypes=32,
         max_candidates=1024,
         max_epochs=12,
+        threads=0,
     ),
 }
 

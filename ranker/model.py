@@ -27,6 +27,7 @@ from ranker.similarity import Gates, Taste
 CONTEXT_FEATURES: Final = 9  # sine and cosine of the hour, seven weekdays
 FIRST_GAP_SECONDS: Final = 60.0
 GAP_BASE: Final = 3.0  # a bucket is three times as long as the one before: 12 buckets reach from a minute to 20 years
+MASKED: Final = -1e9
 FUSED_MARGIN: Final = 1.1
 
 
@@ -252,16 +253,20 @@ class FusionRanker(nn.Module):
 
     def _attend(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
         """Target attention: a candidate reads the events that are like it; one empty event lets it read nothing."""
-        history = user.history
-        theirs_BLF = self.gates.metric(history.content_BLMK).flatten(2)
-        similarity_BCL = self.gates.metric(items.content_NMK).flatten(1) @ theirs_BLF.transpose(1, 2)
-        match_BCL = self.query(items.token_ND) @ self.key(user.hidden_BLD).transpose(1, 2) / math.sqrt(self.config.dim)
-        logits_BCL = self.gates.sharpness * similarity_BCL + match_BCL
-        logits_BCL = logits_BCL.masked_fill(~history.mask_BL[:, None], -torch.inf)
-        attention_BCL = F.pad(logits_BCL, (1, 0)).softmax(2)[..., 1:]
-        value_BCL = self.gates.kernel * similarity_BCL * history.strength_BL[:, None]
-        value_BCL = value_BCL + items.token_ND @ self.value(user.hidden_BLD).transpose(1, 2)
-        return (attention_BCL * value_BCL).sum(2), attention_BCL
+        like_CF, theirs_BLF = self.gates.metric(items.content_NMK).flatten(1), self._metric_of(user.history)
+        query_CD = self.query(items.token_ND) / math.sqrt(self.config.dim)
+        # Products of [B, L, G] with [G, C] and few passes over [B, L, C]: this is where the time of training goes.
+        asks_CG = torch.cat([self.gates.sharpness * like_CF, query_CD, torch.ones_like(query_CD[:, :1])], dim=1)
+        hidden_mask_BL1 = torch.where(user.history.mask_BL, 0.0, MASKED)[..., None]
+        keys_BLG = torch.cat([theirs_BLF, self.key(user.hidden_BLD), hidden_mask_BL1], dim=2)
+        logits_BLC = F.pad(keys_BLG, (0, 0, 1, 0)) @ asks_CG.T  # the event of zeros that comes first is the empty one
+        attention_BLC = logits_BLC.softmax(1)[:, 1:]
+        takes_CG = torch.cat([self.gates.kernel * like_CF, items.token_ND], dim=1)
+        told_BLG = torch.cat([theirs_BLF * user.history.strength_BL[..., None], self.value(user.hidden_BLD)], dim=2)
+        return (attention_BLC * (told_BLG @ takes_CG.T)).sum(1), attention_BLC.transpose(1, 2)
+
+    def _metric_of(self, history: History) -> Tensor:
+        return self.gates.metric(history.content_BLMK).flatten(2)
 
     def rating(self, user: User, items: Items) -> Tensor:
         """Expected ratings [B, C] in the training ratings' unit."""
