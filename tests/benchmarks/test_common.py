@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import Claim, Options, Record, best_of, document, merged, run
+from benchmarks.common import Claim, Options, Record, best_pair, document, merged, run
 
 
 def one_part(options: Options, record: Record) -> None:
@@ -77,11 +77,13 @@ def test_an_unknown_part_is_wrong_usage():
     assert left.value.code == 2
 
 
-def test_best_of_takes_the_fastest():
-    """As many runs as asked for, the shortest counts."""
+def test_a_pair_is_taken_in_turn():
+    """Peer and own job alternate, as many times as asked for, and the fastest of each counts."""
     calls = []
-    assert 0 <= best_of(3, lambda: calls.append(1)) < 1
-    assert len(calls) == 3
+    peer, ours = best_pair(3, lambda: calls.append("peer"), lambda: calls.append("ours"))
+    assert calls == ["peer", "ours"] * 3
+    assert 0 <= peer < 1
+    assert 0 <= ours < 1
 
 
 def test_committed_results_are_in_the_one_form():
