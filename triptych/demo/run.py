@@ -21,7 +21,6 @@ from triptych.demo.walk import StageError, Walk
 
 MODEL_ID: Final = "demo"
 TOP_N: Final = 10
-TRAIN_THREADS: Final = 1  # so small a model gains nothing from a second thread, and loses much on a busy machine
 EXIT_PARTIAL: Final = 3
 PARTS: Final = ("catalogue", "home", "logs", "report.html", "metrics.json")
 
@@ -147,9 +146,7 @@ def read_quarantine(report: Mapping[str, Any], folder: Path) -> list[tuple[str, 
 def learn(walk: Walk, seed: int) -> None:
     """Train, promote, and load the fused vectors."""
     with walk.stage("train", "train the fusion ranker"):
-        walk.triptych(
-            "train", "--model-id", MODEL_ID, "--preset", "tiny", "--seed", str(seed), "--promote", threads=TRAIN_THREADS
-        )
+        walk.triptych("train", "--model-id", MODEL_ID, "--preset", "tiny", "--seed", str(seed), "--promote")
     with walk.stage("fused", "load the ranker's own vectors"):
         walk.triptych("materialize")
 
@@ -169,7 +166,7 @@ def measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
     with walk.stage("measure", "popularity, oracle, shuffled content"):
         truth = str(shop.folder / "truth.npz")
         arguments = ("--home", str(home), "--model-id", MODEL_ID, "--truth", truth, "--seed", str(seed))
-        measured: dict[str, float] = json.loads(walk.python("triptych.demo.judge", *arguments, threads=TRAIN_THREADS))
+        measured: dict[str, float] = json.loads(walk.python("triptych.demo.judge", *arguments))
         return measured
 
 

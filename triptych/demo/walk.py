@@ -78,22 +78,19 @@ class Walk:
         self._bar.advance(task)
         self.seconds[name] = round(time.monotonic() - started, 2)
 
-    def triptych(self, *arguments: str, ok: Collection[int] = (0,), threads: int | None = None) -> str:
-        """Run a `triptych` command to its end and return its stdout; `StageError` where its exit code is not in `ok`.
-
-        `threads` bounds the threads of its numerical libraries.
-        """
-        return self.python("triptych", *arguments, ok=ok, threads=threads)
+    def triptych(self, *arguments: str, ok: Collection[int] = (0,)) -> str:
+        """Run a `triptych` command to its end and return its stdout; `StageError` where its exit code is not in `ok`."""
+        return self.python("triptych", *arguments, ok=ok)
 
     def triptych_json(self, *arguments: str, ok: Collection[int] = (0,)) -> Any:
         """The same with `--json`, parsed."""
         return json.loads(self.triptych(*arguments, "--json", ok=ok))
 
-    def python(self, module: str, *arguments: str, ok: Collection[int] = (0,), threads: int | None = None) -> str:
+    def python(self, module: str, *arguments: str, ok: Collection[int] = (0,)) -> str:
         """Run `python -m MODULE ARGUMENTS` like `triptych`; its stderr goes to the log."""
         log = self._logs / f"{len(list(self._logs.iterdir())):02d}-{'-'.join(_words(module, arguments))}.log"
         with log.open("w", encoding="utf-8") as handle:
-            process = self._start([module, *arguments], handle, threads=threads)
+            process = self._start([module, *arguments], handle)
             try:
                 output, _ = process.communicate()
             except BaseException:
@@ -136,17 +133,14 @@ class Walk:
             self._store_started = False
             self.triptych("down")
 
-    def _start(
-        self, command: Sequence[str], log: Any, stdout: Any = subprocess.PIPE, threads: int | None = None
-    ) -> subprocess.Popen[str]:
-        limits = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    def _start(self, command: Sequence[str], log: Any, stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
         # In a session of its own, so that Ctrl-C reaches us alone and we stop it in order.
         return subprocess.Popen(
             [sys.executable, "-m", *command],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=log,
-            env=self._environment | limits,
+            env=self._environment,
             text=True,
             start_new_session=True,
         )
