@@ -19,7 +19,7 @@ EXIT_PARTIAL = 3
 def fail(message: object, code: int = EXIT_FAILED) -> NoReturn:
     """Print an error to stderr and leave with `code`."""
     err.print("[bold red]error:[/]", end=" ")
-    err.print(str(message), markup=False, highlight=False)
+    err.print(str(message), markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(code)
 
 

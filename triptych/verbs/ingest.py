@@ -109,4 +109,4 @@ def _print_refusals(refusals: list["Refusal"], path: Path | None) -> None:
     if len(refusals) > SHOWN_REFUSALS:
         err.print(f"... and {len(refusals) - SHOWN_REFUSALS:,} more", style="yellow")
     if path:
-        err.print(f"all of them, with reasons: {path}", markup=False)
+        err.print(f"all of them, with reasons: {path}", markup=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def build(
         quarantined += events.quarantined
         err.print(f"{events.written:,} interactions loaded, {events.quarantined:,} quarantined")
         if events.quarantine_file:
-            err.print(f"their reasons: {events.quarantine_file}", markup=False)
+            err.print(f"their reasons: {events.quarantine_file}", markup=False, soft_wrap=True)
     with progress("users") as advance:
         report = build_users(home, at_us=_instant(at), decay=Decay(half_life_days=half_life_days), progress=advance)
     if profiles:
@@ -70,7 +70,7 @@ def build(
         written = encode_profiles(home, profiles, text, mapping=columns)
         report.texts, quarantined = written.texts, quarantined + written.quarantined
         if written.quarantine_file:
-            err.print(f"profiles quarantined: {written.quarantine_file}", markup=False)
+            err.print(f"profiles quarantined: {written.quarantine_file}", markup=False, soft_wrap=True)
     report.quarantined = quarantined
     if json:
         print_json(vars(report))
