@@ -157,6 +157,8 @@ def test_an_earlier_demo_is_replaced_but_not_under_its_feet(tmp_path: Path):
     running = subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()", "triptych serve"], stdin=subprocess.PIPE
     )
+    while not Path(f"/proc/{running.pid}/cmdline").read_bytes():  # empty for a moment after exec
+        time.sleep(0.01)
     try:
         (tmp_path / "home" / "serve.json").write_text(json.dumps({"pid": running.pid, "address": "127.0.0.1:1"}))
         with pytest.raises(StageError, match="triptych down"):
