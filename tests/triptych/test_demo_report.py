@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -125,3 +126,19 @@ def test_share_bars_are_in_proportion():
     bar = share_bar({"text": 3.0, "image": 1.0, "audio": -2.0}, cells=16)
     assert [len(bar.plain[span.start : span.end]) for span in bar.spans if span.end > span.start] == [12, 4]
     assert share_bar({"text": -1.0}, cells=16).plain == ""
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_data_is_never_read_as_markup(story: Story, width: int):
+    """Titles, users, models and reasons with rich's own brackets in them are printed as they are."""
+    person = story.people[0]
+    result = person.results[0]
+    item = replace(result.item, title="a [/b] c")
+    first = replace(result, item=item, because=[(item, 0.5)])
+    odd = replace(person, user_id="u[/i]", model_id="m[/u]", degraded=["d[red]"], results=[first])
+    printed = io.StringIO()
+    show(replace(story, people=[odd]), Console(file=printed, width=width))
+    shown = printed.getvalue()
+    assert shown.count("a [/b] c") == (2 if width > 100 else 1)
+    for text in ("u[/i]", "m[/u]", "d[red]"):
+        assert text in shown

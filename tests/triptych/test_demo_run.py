@@ -1,20 +1,24 @@
 """The demo's walk: commands that fail are told with their log, everything started is stopped, metrics have the one form."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from triptych.demo.catalogue import make_catalogue
-from triptych.demo.run import _clear, _verdict, read_quarantine, write_metrics
+from triptych.demo.run import MARKER, Shop, _clear, _verdict, read_quarantine, run_demo, serve, write_metrics
 from triptych.demo.story import METRICS, Story
+from triptych.demo.truth import make_world
 from triptych.demo.walk import StageError, Walk
 
 KEYS = {*METRICS, "items", "quarantined", "seconds"}
@@ -148,11 +152,12 @@ def child_when_there(parent: int, word: str) -> int:
 
 def test_an_earlier_demo_is_replaced_but_not_under_its_feet(tmp_path: Path):
     """Leftovers are removed and foreign files stay; where the earlier demo still runs, the new one refuses and says how to stop it."""
-    (tmp_path / "catalogue").mkdir()
-    (tmp_path / "report.html").write_text("old")
     (tmp_path / "mine.txt").write_text("mine")
     _clear(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "catalogue").mkdir()
+    (tmp_path / "report.html").write_text("old")
+    _clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", MARKER}
     (tmp_path / "home").mkdir()
     running = subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()", "triptych serve"], stdin=subprocess.PIPE
@@ -167,6 +172,55 @@ def test_an_earlier_demo_is_replaced_but_not_under_its_feet(tmp_path: Path):
         running.communicate()
     _clear(tmp_path)
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("name", ["home", "catalogue", "logs", "report.html", "metrics.json"])
+def test_what_no_demo_made_is_never_removed(tmp_path: Path, name: str):
+    """A folder with a file or folder of the demo's names, but not of a demo: exit code 1, its name and the remedy, nothing touched."""
+    theirs = tmp_path / name / "precious.txt" if "." not in name else tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("years of work")
+    said = io.StringIO()
+    assert run_demo(tmp_path, seed=7, keep=False, console=Console(file=said, width=200)) == 1
+    assert f"has {name}" in said.getvalue()
+    assert "--out" in said.getvalue()
+    assert theirs.read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_is_no_folder_to_write_into(tmp_path: Path):
+    """`--out` naming a file, with brackets in its name: exit code 1 and the name as it is, no traceback."""
+    (tmp_path / "taken[b]").write_text("mine")
+    said = io.StringIO()
+    assert run_demo(tmp_path / "taken[b]", seed=7, keep=False, console=Console(file=said, width=400)) == 1
+    assert "taken[b]" in said.getvalue()
+    assert (tmp_path / "taken[b]").read_text() == "mine"
+
+
+def test_a_degraded_reply_is_a_reply(tmp_path: Path):
+    """The demo takes what `triptych client rank` prints with exit code 3 as well, and no other failure."""
+
+    class Answers(Walk):
+        """A server that is there, and a command line that ends as told."""
+
+        code = 3
+
+        def start_server(self) -> str:
+            return "127.0.0.1:1"
+
+        def triptych(self, *arguments: str, ok: Collection[int] = (0,)) -> str:  # noqa: ARG002
+            return self.python("code", f"import sys; print('{{}}'); sys.exit({self.code})", ok=ok)
+
+        def _start(self, command: Sequence[str], log: Any, stdout: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+            return subprocess.Popen([sys.executable, "-c", command[1]], stdout=stdout, stderr=log, text=True)
+
+    catalogue = make_catalogue(7, count=120, end=datetime(2026, 6, 1, tzinfo=UTC))
+    shop = Shop(catalogue, make_world(catalogue, 7, users=30), tmp_path)
+    with Answers(tmp_path / "home", tmp_path / "logs", quiet()) as walk:
+        assert list(serve(walk, shop).values()) == [{}, {}, {}]
+        walk.code = 1
+        with pytest.raises(StageError, match="exit code 1"):
+            serve(walk, shop)
 
 
 @pytest.mark.long

@@ -24,7 +24,6 @@ LATE_DAYS: Final = (72.0, 87.0)  # late items appear in here: most of them after
 NO_IMAGE_SHARE: Final = 0.04
 NO_AUDIO_SHARE: Final = 0.06
 CATEGORY_FOLLOWS_TOPIC: Final = 0.25
-CORRUPT: Final = 2  # one picture, one loop
 COLUMNS: Final = ("item_id", "title", "description", "category", "price", "image", "audio", "available_at")
 
 Rng = np.random.Generator

@@ -4,6 +4,7 @@ Everything lies under one output folder: the catalogue, a root folder of its own
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 
 from triptych.demo.catalogue import ITEMS, Catalogue, make_catalogue, write_catalogue
 from triptych.demo.report import write_report
@@ -23,6 +25,7 @@ MODEL_ID: Final = "demo"
 TOP_N: Final = 10
 EXIT_PARTIAL: Final = 3
 PARTS: Final = ("catalogue", "home", "logs", "report.html", "metrics.json")
+MARKER: Final = ".triptych-demo"  # says that what bears the names in PARTS beside it is a demo's, and may be removed
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,39 @@ def run_demo(out: Path, *, seed: int, keep: bool, console: Console) -> int:
         _clear(out)
         story = _walk(out, seed, keep, console)
     except StageError as error:
-        console.print(f"[bold red]the demo failed:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]the demo failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     write_report(story, out / "report.html")
     write_metrics(story, out / "metrics.json")
     show(story, console)
-    console.print(f"\n[bold]Open[/] {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]Open[/] {escape(str(out / 'report.html'))}", highlight=False, soft_wrap=True)
     return _verdict(story, console)
 
 
 def _clear(out: Path) -> None:
-    """Remove what an earlier demo left in `out`; refuse where its processes still run."""
+    """Remove what an earlier demo left in `out`; refuse where it is somebody else's, or where the demo's processes still run."""
+    present = [name for name in PARTS if os.path.lexists(out / name)]
+    if present and not (out / MARKER).is_file():
+        raise StageError(
+            f"{out} has {', '.join(present)}, and no demo made that folder: the demo would replace them. Choose another folder with "
+            "--out, or move them away"
+        )
     for name in ("milvus.json", "serve.json"):
         if _alive(out / "home" / name):
             raise StageError(
                 f"an earlier demo still runs, see {out / 'home' / name}: stop its server, then run "
                 f"`TRIPTYCH_HOME={out / 'home'} triptych down`"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    for name in PARTS:
-        if (out / name).is_dir():
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).write_text("`triptych demo` made this folder, and replaces what it made when it runs again.\n")
+    except OSError as error:
+        raise StageError(f"cannot write into {out}: {error}; choose another folder with --out") from error
+    for name in present:
+        if (out / name).is_dir() and not (out / name).is_symlink():
             shutil.rmtree(out / name)
         else:
-            (out / name).unlink(missing_ok=True)
+            (out / name).unlink()
 
 
 def _alive(record: Path) -> bool:
@@ -158,7 +171,8 @@ def serve(walk: Walk, shop: Shop) -> dict[str, Any]:
     people = choose_people(shop.world)
     with walk.stage("rank", "rank for three users, from other processes"):
         call = ("client", "rank", "--target", address, "--top-n", str(TOP_N))
-        return {user: walk.triptych_json(*call, user) for user in people}
+        # A degraded reply is a reply: the table says what was missing.
+        return {user: walk.triptych_json(*call, user, ok=(0, EXIT_PARTIAL)) for user in people}
 
 
 def measure(walk: Walk, shop: Shop, home: Path, seed: int) -> dict[str, float]:
@@ -181,7 +195,8 @@ def write_metrics(story: Story, path: Path) -> Path:
 def _verdict(story: Story, console: Console) -> int:
     refused, planted = {file for file, _ in story.quarantined}, set(story.corrupt)
     if refused != planted or len(story.quarantined) != len(planted):
-        console.print(f"[bold red]the quarantine is not what was planted:[/] {sorted(refused)}, not {sorted(planted)}")
+        found = f"{', '.join(sorted(refused)) or 'nothing'}, not {', '.join(sorted(planted))}"
+        console.print(f"[bold red]the quarantine is not what was planted:[/] {escape(found)}", highlight=False)
         return 1
     console.print(
         f"[green]All stages went well in {sum(story.seconds.values()):.0f} s;[/] "

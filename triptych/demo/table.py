@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -36,12 +37,12 @@ def _person(person: Person, *, wide: bool) -> Panel:
         attributes = [_attribute(result, m) for m in MODALITIES]
         met = Text(" ").join(a for a, m in zip(attributes, MODALITIES, strict=True) if m in result.matches)
         shown = attributes if wide else [met]
-        row: list[str | Text] = [str(place), result.item.title, *shown, f"{result.score:.2f}"]
-        because = [result.because[0][0].title if result.because else ""] if wide else []
+        row: list[str | Text] = [str(place), Text(result.item.title), *shown, f"{result.score:.2f}"]
+        because = [Text(result.because[0][0].title if result.because else "")] if wide else []
         table.add_row(*row, share_bar(result.shares, BAR_CELLS if wide else NARROW_BAR_CELLS), *because)
-    title = f"[bold]{person.user_id}[/] after {person.history_length} postcards"
+    title = f"[bold]{escape(person.user_id)}[/] after {person.history_length} postcards"
     note = f"ranked by {person.model_id} in {person.milliseconds:.0f} ms" + "".join(f", {d}" for d in person.degraded)
-    return Panel(Group(loves, Text(), table), title=title, subtitle=f"[dim]{note}[/]", border_style="blue")
+    return Panel(Group(loves, Text(), table), title=title, subtitle=f"[dim]{escape(note)}[/]", border_style="blue")
 
 
 def _columns(*, wide: bool) -> Table:

@@ -22,7 +22,8 @@ def demo(
     are planted in that content; then ingests, materializes, trains, serves and ranks with the same commands that you would use, and
     compares the ranking with popularity, with the planted truth, and with a ranker whose content was shuffled.
 
-    Writes `report.html` (open it in a browser) and `metrics.json` into OUT, where an earlier demo's files are replaced. Everything
+    Writes `report.html` (open it in a browser) and `metrics.json` into OUT, where an earlier demo's files are replaced; a
+    folder with files of the same names that no demo made is refused. Everything
     that was started is stopped again, unless `--keep`. Exit code 0: all stages went well, and exactly the broken files were
     quarantined; 1: something else happened, and the message says what.
     """
