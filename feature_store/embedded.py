@@ -3,7 +3,6 @@
 A server of its own, rather than a library in the caller, lets `feast materialize` write while the ranking service reads.
 """
 
-import fcntl
 import json
 import os
 import random
@@ -12,13 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from feature_store.errors import StoreUnavailable
+from feature_store.files import locked, write_whole
 from feature_store.home import Home
 
 HOST: Final = "127.0.0.1"
@@ -48,7 +47,7 @@ def status(home: Home) -> EmbeddedServer | None:
 def start(home: Home, *, port: int | None = None, timeout_seconds: float = 60.0) -> EmbeddedServer:
     """Start the home's server, or return the one that runs. Raises `StoreUnavailable` with the log's end if it does not come up."""
     home.create()
-    with _locked(home):
+    with locked(_lock_file(home)):
         running = status(home)
         if running is not None:
             wait_until_healthy(running.uri, timeout_seconds)
@@ -69,13 +68,17 @@ def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
         )
     server = EmbeddedServer(f"http://{HOST}:{port}", process.pid, time.time())
     try:
+        # Before it is healthy: a server whose starter is killed meanwhile is found and stopped by its process id.
+        write_whole(home.milvus_json, json.dumps(asdict(server)) + "\n")
         wait_until_healthy(server.uri, timeout_seconds, process)
-    except StoreUnavailable as error:
+        _port_file(home).write_text(f"{port}\n")
+    except BaseException as error:  # Ctrl-C too: nobody else would end a server in a session of its own.
         process.kill()
         process.wait()
-        raise StoreUnavailable(f"{error}; the end of {log}:\n{_tail(log)}") from error
-    _write(home.milvus_json, server)
-    _port_file(home).write_text(f"{port}\n")
+        home.milvus_json.unlink(missing_ok=True)
+        if isinstance(error, StoreUnavailable):
+            raise StoreUnavailable(f"{error}; the end of {log}:\n{_tail(log)}") from error
+        raise
     process.returncode = 0  # It outlives us on purpose; without this, Popen warns when it is collected.
     return server
 
@@ -83,7 +86,7 @@ def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
 def stop(home: Home, timeout_seconds: float = 20.0) -> bool:
     """Stop the home's server and forget its address; False where none was running."""
     home.create()
-    with _locked(home):
+    with locked(_lock_file(home)):
         server = status(home)
         if server is not None:
             _end(server.pid, home, timeout_seconds)
@@ -160,17 +163,8 @@ def _port_file(home: Home) -> Path:
     return home.root / "milvus.port"
 
 
-@contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    with (home.root / ".milvus.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, server: EmbeddedServer) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(server)) + "\n")
-    temporary.rename(path)
+def _lock_file(home: Home) -> Path:
+    return home.root / ".milvus.lock"
 
 
 def _tail(log: Path, lines: int = 15) -> str:

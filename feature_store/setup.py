@@ -1,16 +1,16 @@
 """Makes a home ready: its list of spaces, empty tables, and Feast's configuration with this root's absolute paths."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from feature_store.files import write_whole
 from feature_store.home import FEAST_YAML_VARIABLE, Home
 from feature_store.spaces import DEFAULT_SPACES
 from feature_store.tables import Tables
 
+# By path, since it is Feast's folder rather than a package of ours: the committed defaults, which every home starts from, live there.
 FEATURE_REPO = Path(__file__).resolve().parent.parent / "feature_repo"
 
 
@@ -18,9 +18,7 @@ def prepare(home: Home) -> None:
     """Create what is missing in the home and keep what is there; the Feast configuration is always written anew."""
     home.create()
     if not home.spaces.exists() and DEFAULT_SPACES.exists():
-        temporary = home.spaces.with_name(f".{home.spaces.name}.{os.getpid()}.tmp")
-        shutil.copyfile(DEFAULT_SPACES, temporary)
-        temporary.rename(home.spaces)
+        write_whole(home.spaces, DEFAULT_SPACES.read_bytes())
     Tables(home).ensure()
     write_feast_config(home)
 
@@ -36,12 +34,9 @@ def feast_config(home: Home) -> dict[str, Any]:
 
 def write_feast_config(home: Home) -> Path:
     """Write the home's `feature_store.yaml`, whole or not at all."""
-    path = home.feature_store_yaml
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = "# Written by `triptych up` from feature_repo/feature_store.yaml, with this root's paths.\n"
-    temporary.write_text(header + yaml.safe_dump(feast_config(home), sort_keys=False))
-    temporary.rename(path)
-    return path
+    write_whole(home.feature_store_yaml, header + yaml.safe_dump(feast_config(home), sort_keys=False))
+    return home.feature_store_yaml
 
 
 def is_default(home: Home) -> bool:

@@ -3,10 +3,7 @@
 The file in the home is the one in use; the committed `feature_repo/spaces.yaml` is only what a new home starts with.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +12,12 @@ import yaml
 
 from encoders.space import EmbeddingSpace, SpaceError
 from feature_store.errors import SpaceRegistryError
+from feature_store.files import locked, write_whole
 from feature_store.home import Home
 from feature_store.parts import ensure_zero_rows
 from feature_store.schemas import ENTITIES, embeddings_schema
 
+# By path, since a folder of Feast definitions is no package to import: the committed defaults live beside them.
 DEFAULT_SPACES: Final = Path(__file__).resolve().parent.parent / "feature_repo" / "spaces.yaml"
 _HEADER: Final = (
     "# The embedding spaces in use, and whose view each gives. Written by the project's commands; ids are digests.\n"
@@ -96,7 +95,7 @@ def register_spaces(home: Home, spaces: Sequence[EmbeddingSpace], entity: str = 
     Raises `SpaceRegistryError` where an id is registered already with another dim or kind.
     """
     home.create()
-    with _locked(home):
+    with locked(home.root / ".spaces.lock"):
         entries = {entry.key: entry for entry in read_entries(home)}
         wanted = [SpaceEntry(space, entity) for space in spaces]
         added = {entry.key: entry for entry in wanted if _is_new(entry, entries)}
@@ -125,18 +124,9 @@ def ensure_embeddings(home: Home, entry: SpaceEntry) -> None:
     ensure_zero_rows(folder / "dt=1970-01-01", embeddings_schema(entry.entity))
 
 
-@contextmanager
-def _locked(home: Home) -> Iterator[None]:
-    with (home.root / ".spaces.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _write(path: Path, entries: Sequence[SpaceEntry]) -> None:
     rows = [{**_plain(entry.space), "entity": entry.entity} for entry in entries]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(_HEADER + yaml.safe_dump({"spaces": rows}, sort_keys=False, allow_unicode=True))
-    temporary.rename(path)
+    write_whole(path, _HEADER + yaml.safe_dump({"spaces": rows}, sort_keys=False, allow_unicode=True))
 
 
 def _plain(space: EmbeddingSpace) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +82,46 @@ def test_the_variable_wins(home, monkeypatch):
     home.milvus_json.write_text('{"uri": "http://127.0.0.1:1", "pid": 1, "started": 0}')
     monkeypatch.setenv("TRIPTYCH_MILVUS_URI", "http://milvus.example:19530")
     assert milvus_uri(home) == "http://milvus.example:19530"
+
+
+def servers_on(home):
+    """Process ids of servers on this home's data."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(home.milvus_data).encode() in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found
+
+
+def interrupted_start(home, number):
+    """Start the server in a process of its own, and send that one a signal before the server is healthy."""
+    code = f"from pathlib import Path; from feature_store import embedded, home; embedded.start(home.Home(Path({str(home.root)!r})))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as starter:
+        while not servers_on(home):
+            assert starter.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.1)
+        starter.send_signal(number)
+        assert starter.wait(20) != 0
+
+
+def test_ctrl_c_while_starting_leaves_no_server(tmp_path):
+    """The server has a session of its own, so the terminal would not end it: we do."""
+    home = Home(tmp_path)
+    interrupted_start(home, signal.SIGINT)
+    assert servers_on(home) == []
+    assert not home.milvus_json.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_whose_starter_was_killed_is_found_and_stopped(tmp_path, number):
+    """A starter that cannot clean up any more has written down what it started: the next start takes it over, stop ends it."""
+    home = Home(tmp_path)
+    interrupted_start(home, number)
+    try:
+        (left,) = servers_on(home)
+        assert embedded.start(home).pid == left
+    finally:
+        embedded.stop(home)
+    assert servers_on(home) == []
