@@ -3,7 +3,6 @@
 A part is written under a temporary name that no reader's pattern matches, synced, then renamed: a reader sees all of it or nothing.
 """
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from feature_store.errors import TableError
-from feature_store.schemas import now_us
+from feature_store.files import whole
+from feature_store.schemas import as_us, now_us
 
 ZERO_ROWS: Final = "part-0.parquet"  # sorts before every other part
 MAX_ROWS_PER_GROUP: Final = 65_536
@@ -25,23 +25,9 @@ def write_part(folder: Path, table: pa.Table, name: str | None = None) -> Path:
     """Write `table` as one new part of `folder`; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"part-{now_us():020d}-{uuid.uuid4().hex[:8]}.parquet")
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    try:
+    with whole(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=MAX_ROWS_PER_GROUP)
-        _sync(temporary)
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(folder)
     return path
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def ensure_zero_rows(folder: Path, schema: pa.Schema) -> None:
@@ -56,14 +42,36 @@ def list_parts(folder: Path) -> list[Path]:
 
 
 def read_parts(parts: Sequence[Path], schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Each part as a table with the columns asked for, in order. Raises `TableError` naming a part that cannot be read."""
+    """Each part as a table with the columns asked for, in order. Raises `TableError` naming a part that cannot be read.
+
+    A nullable column that a part lacks, since it was written before there was one, is null.
+    """
     names = list(columns) if columns is not None else schema.names
     wanted = pa.schema([schema.field(name) for name in names])
     for part in parts:
         try:
-            yield pq.ParquetFile(part).read(columns=names).select(names).cast(wanted)
+            yield _with_columns(pq.ParquetFile(part).read(columns=names), wanted).cast(wanted)
         except (OSError, pa.ArrowException, KeyError) as error:
             raise TableError(f"part {part} cannot be read: {error}; remove it and ingest its rows again") from error
+
+
+def _with_columns(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    for field in wanted:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(wanted.names)
+
+
+def first_time_us(part: Path, column: str) -> int | None:
+    """The earliest time in a column, int64 us, from the part's statistics alone; None where it has no rows."""
+    try:
+        groups = pq.read_metadata(part).to_dict()["row_groups"]
+    except (OSError, pa.ArrowException) as error:
+        raise TableError(f"part {part} cannot be read: {error}; remove it and ingest its rows again") from error
+    columns = [c for group in groups if group["num_rows"] for c in group["columns"] if c["path_in_schema"] == column]
+    if not columns:
+        return None
+    return int(as_us([c["statistics"]["min"] for c in columns], len(columns)).min())
 
 
 def newest_rows(ids: pa.Array, event_us: NDArray[np.int64], created_us: NDArray[np.int64]) -> NDArray[np.int64]:

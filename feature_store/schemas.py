@@ -68,6 +68,9 @@ INTERACTIONS: Final = _schema(
         _id("item_id"),
         _id("event_type"),
         pa.field("value", pa.float64()),
+        pa.field("request_id", pa.string()),  # of the ranking reply that showed the item
+        pa.field("propensity", pa.float64()),  # probability with which it was shown, of 1
+        pa.field("context", pa.string()),  # a JSON object
         *_VERSIONING,
     ],
 )

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoders.space import EmbeddingSpace, SpaceError
+from encoders.space import UNIT_NORM_TOLERANCE, EmbeddingSpace, SpaceError
 from feature_store.errors import TableError
 from feature_store.home import Home
-from feature_store.parts import ensure_zero_rows, list_parts, newest_rows, read_parts, write_part
+from feature_store.parts import ensure_zero_rows, first_time_us, list_parts, newest_rows, read_parts, write_part
 from feature_store.schemas import (
     INTERACTIONS,
     ITEMS,
@@ -136,6 +136,14 @@ class Tables:
         event_us = live["event_timestamp"].cast(pa.int64()).to_numpy()
         return Embeddings(keys, vectors, event_us, live["content_sha256"].to_pylist())
 
+    def embedding_rows(self, entity: str, space_id: str) -> pa.Table:
+        """All rows of an embedding table, tombstones and older versions too, without their vectors."""
+        schema = embeddings_schema(entity)
+        columns = [name for name in schema.names if name != "vector"]
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        parts = list_parts(embeddings_folder(self.home, entity, space_id))
+        return pa.concat_tables([empty, *read_parts(parts, schema, columns)])
+
     def embedding_index(
         self, entity: str, space_id: str, before_us: int | None = None
     ) -> dict[str, tuple[str | None, int]]:
@@ -171,9 +179,13 @@ class Tables:
         """Add versions of catalogue items; None where there are no rows."""
         return write_part(self.folder("items"), conform(items, ITEMS)) if items.num_rows else None
 
+    def item_rows(self) -> pa.Table:
+        """All rows of the catalogue, deletions and older versions too."""
+        return _read(list_parts(self.folder("items")), ITEMS)
+
     def read_items(self) -> pa.Table:
         """The newest version of each item, deleted ones left out, sorted by item_id."""
-        return _live(_read(list_parts(self.folder("items")), ITEMS), "item_id")
+        return _live(self.item_rows(), "item_id")
 
     def write_users(self, users: pa.Table) -> list[Path]:
         """Add versions of users."""
@@ -202,6 +214,11 @@ class Tables:
         if before_us is not None:
             table = table.filter(pc.less(table["event_timestamp"].cast(pa.int64()), before_us))
         return table.sort_by([("user_id", "ascending"), ("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+    def first_interaction_us(self) -> int | None:
+        """When the earliest stored event happened, int64 us; None where there is none. Reads statistics of the parts, no rows."""
+        times = [first_time_us(part, "event_timestamp") for part in list_parts(self.folder("interactions"))]
+        return min((time for time in times if time is not None), default=None)
 
     def write_user_history(self, history: pa.Table) -> list[Path]:
         """Add histories: a row holds a user's newest events at `event_timestamp`."""
@@ -242,7 +259,7 @@ def _check_vectors(
         space.check(vectors[live])
     except SpaceError as error:
         norms = np.linalg.norm(vectors[live].reshape(len(live), -1).astype(np.float64), axis=1)
-        wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= 1e-3))
+        wrong = np.flatnonzero(~(np.abs(norms - 1.0) <= UNIT_NORM_TOLERANCE))
         at = f"id {ids[live[wrong[0]]]!r}: " if wrong.size else ""
         raise TableError(f"{at}{error}") from error
 

@@ -204,3 +204,47 @@ def test_empty_tables_are_empty_and_no_error(tables):
     assert tables.read_items().num_rows == tables.read_users().num_rows == tables.read_interactions().num_rows == 0
     assert tables.read_embeddings("item", SPACE.space_id).vectors.shape == (0, 4)
     assert tables.read_user_history().num_rows == 0
+
+
+def test_a_part_of_before_a_column_is_still_read(tables):
+    """Interactions written without `request_id`, `propensity` and `context` are read beside newer ones, with nulls there."""
+    later = ("request_id", "propensity", "context")
+    tables.append_interactions(interactions([("old", "u", 1, 1)]))
+    (part,) = [p for p in list_parts(tables.folder("interactions")) if pq.read_metadata(p).num_rows]
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(list(later)), part)
+    new = {"request_id": "r", "propensity": 0.25, "context": '{"page": 1}'}
+    more = {name: [value] for name, value in new.items()}
+    row = interactions([("new", "u", 2, 1)])
+    tables.append_interactions(pa.table({**{name: row[name] for name in row.column_names}, **more}))
+    old_row, new_row = tables.read_interactions().to_pylist()
+    assert {name: old_row[name] for name in later} == dict.fromkeys(later)
+    assert {name: new_row[name] for name in later} == new
+
+
+def test_a_part_without_a_needed_column_is_named(tables):
+    """A part that lacks a column which may not be null is an error, not a table of nulls."""
+    tables.append_interactions(interactions([("e", "u", 1, 1)]))
+    (part,) = [p for p in list_parts(tables.folder("interactions")) if pq.read_metadata(p).num_rows]
+    pq.write_table(pq.ParquetFile(part).read().drop_columns(["item_id"]), part)
+    with pytest.raises(TableError, match=part.name):
+        tables.read_interactions()
+
+
+def test_the_first_interaction_is_known_without_reading_rows(tables):
+    """The earliest time of all parts, to the microsecond, from their footers: the rows themselves may be unreadable."""
+    assert tables.first_interaction_us() is None
+    tables.append_interactions(interactions([("e0", "u", 500_001, 1), ("e1", "v", 852_076_800_000_123, 1)]))
+    tables.append_interactions(interactions([("e2", "u", 400_007, 1)]))
+    for part in list_parts(tables.folder("interactions")):
+        if pq.read_metadata(part).num_rows:
+            spoil_rows(part)
+    with pytest.raises(TableError):
+        tables.read_interactions()
+    assert tables.first_interaction_us() == 400_007
+
+
+def spoil_rows(part):
+    """Overwrite a part's data and keep its footer."""
+    content = part.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    part.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
