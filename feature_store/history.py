@@ -23,6 +23,8 @@ EVENT_WEIGHTS: Final[Mapping[str, float]] = {
     "rating": 2.0,
     "skip": 0.0,
     "dislike": 0.0,
+    "hide": 0.0,
+    "impression": 0.0,
 }
 
 

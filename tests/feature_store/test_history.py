@@ -93,3 +93,9 @@ def test_an_interest_space_is_named_by_the_decay_and_knows_its_base():
     assert one.space_id != other.space_id
     assert one.space_id.startswith("image_clip_interest_")
     assert (one.base_space_id, one.dim, one.kind) == (base.space_id, 4, "untrained")
+
+
+@pytest.mark.parametrize("kind", ["impression", "skip", "dislike", "hide"])
+def test_what_was_only_shown_or_refused_is_no_interest(kind):
+    """An event type that the ranker takes for a negative pulls no interest towards its item."""
+    assert Decay().weights([kind], np.array([np.nan])).tolist() == [0.0]
