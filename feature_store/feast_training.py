@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from feature_store.errors import FeatureStoreError
 from feature_store.feast_cli import open_store
+from feature_store.files import replace_folder
 from feature_store.home import Home
 from feature_store.item_versions import ItemVersions, item_versions
 from feature_store.schemas import VECTOR, now_us
@@ -93,8 +94,7 @@ def build_training_set(
         "created": datetime.now(UTC).isoformat(),
     }
     (temporary / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    replace_folder(temporary, out)
     return TrainingSetInfo(out, **counts)
 
 
