@@ -5,6 +5,7 @@ that lives in this folder, and nothing heavy is imported.
 """
 
 import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,10 +62,18 @@ def _embedding_view(entry: SpaceEntry) -> FeatureView:
     return _view(entry.view, entry.entity, folder, [vector], tags)
 
 
-def _model_service(manifest_file: Path, views: dict[str, FeatureView]) -> FeatureService:
-    manifest = json.loads(manifest_file.read_text())
-    model_id = manifest["model_id"]
-    spaces = [*manifest["space_ids"].values(), f"fused_{model_id}"]
+def _manifest(file: Path) -> tuple[str, list[str]] | None:
+    """(model_id, space ids) of a checkpoint; None, with a warning, for a damaged one, which must not stop the others."""
+    try:
+        manifest = json.loads(file.read_text())
+        return str(manifest["model_id"]), [str(space_id) for space_id in manifest["space_ids"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"warning: no service for the damaged checkpoint {file}: {error!r}", file=sys.stderr)
+        return None
+
+
+def _model_service(model_id: str, space_ids: list[str], views: dict[str, FeatureView]) -> FeatureService:
+    spaces = [*space_ids, f"fused_{model_id}"]
     names = [view_name(entity, space_id) for space_id in spaces for entity in ENTITIES]
     wanted = [views[name] for name in names if name in views]
     features = [item_profile, user_history, *wanted]
@@ -103,9 +112,10 @@ user_history = _view(
 EMBEDDING_VIEWS = {entry.view: _embedding_view(entry) for entry in read_entries(HOME)}
 ITEM_VIEWS = [view for name, view in EMBEDDING_VIEWS.items() if name.startswith("item_")]
 SERVICES = {
-    f"ranker_{file.parent.name}": _model_service(file, EMBEDDING_VIEWS)
+    f"ranker_{file.parent.name}": _model_service(*manifest, EMBEDDING_VIEWS)
     for file in sorted(HOME.models.glob("*/manifest.json"))
     if not file.parent.name.startswith(".")  # being written
+    and (manifest := _manifest(file)) is not None
 }
 
 catalogue = FeatureService(

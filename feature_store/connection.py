@@ -14,6 +14,8 @@ URI_VARIABLE: Final = "TRIPTYCH_MILVUS_URI"
 TOKEN_VARIABLE: Final = "TRIPTYCH_MILVUS_TOKEN"  # noqa: S105 - the variable's name, not a secret
 DB_VARIABLE: Final = "TRIPTYCH_MILVUS_DB"
 
+EMBEDDED: Final = "embedded"
+
 
 def milvus_uri(home: Home) -> str:
     """Address of the Milvus to use, as `http://host:port`. Raises `StoreUnavailable` where nobody has named or started one."""
@@ -25,6 +27,12 @@ def milvus_uri(home: Home) -> str:
         raise StoreUnavailable(
             f"no Milvus is running for {home.root}: run `triptych up`, or point {URI_VARIABLE} at a server"
         ) from error
+
+
+def store_name() -> str:
+    """What names the Milvus in use among those of one home: address and database, or `embedded`, whose port may change."""
+    uri = os.environ.get(URI_VARIABLE)
+    return f"{uri.rstrip('/')}/{os.environ.get(DB_VARIABLE, '')}" if uri else EMBEDDED
 
 
 def connect(home: Home, timeout_seconds: float = 30.0) -> "MilvusCore":

@@ -5,7 +5,7 @@ Does what the stock command does in `feature_repo/`, and stays interchangeable w
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -41,17 +41,28 @@ def apply(home: Home) -> None:
 
 
 def materialize(
-    home: Home, *, full: bool = False, views: list[str] | None = None, end: datetime | None = None
+    home: Home,
+    *,
+    full: bool = False,
+    views: list[str] | None = None,
+    end: datetime | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> "dict[str, Loaded]":
-    """Load what is new into Milvus, or everything (`full`); return what was done, by view."""
+    """Load what is new into Milvus, or everything (`full`); return what was done, by view.
+
+    `progress` is called with (view, rows done, rows in all); without it Feast shows bars of its own.
+    """
+    from feature_store.connection import store_name
     from feature_store.watermarks import Watermarks
 
     if full:
-        Watermarks(home.leases).forget(PROJECT)
+        Watermarks(home.leases, store_name()).forget(PROJECT)
     with _inside(home):
         store = open_store(home)
+        engine = store._get_provider().batch_engine  # noqa: SLF001 - Feast has no public way to its engine
+        engine.progress = progress
         store.materialize_incremental(end or datetime.now(UTC), feature_views=views)
-        return dict(store._get_provider().batch_engine.loaded)  # noqa: SLF001 - Feast has no public way to its engine
+        return dict(engine.loaded)
 
 
 @contextmanager

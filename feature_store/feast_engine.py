@@ -6,7 +6,7 @@ An explicit `feast materialize START END` goes by valid time. Sources that are n
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from feast import FeatureView, FileSource
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -15,6 +15,7 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
+from feature_store.connection import store_name
 from feature_store.errors import FeatureStoreError
 from feature_store.feast_online import WAIT_FOR_WRITER_SECONDS, TriptychOnlineStore, home_of
 from feature_store.feast_source import NewestRows, Window
@@ -22,6 +23,9 @@ from feature_store.feast_types import view_schema
 from feature_store.lease import Lease, Leases
 from feature_store.milvus_core import MilvusCore
 from feature_store.watermarks import Watermark, Watermarks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # What Feast makes of a first run of `materialize-incremental` for a view without a ttl.
 FEAST_FIRST_SPAN = timedelta(weeks=52)
@@ -51,7 +55,10 @@ class Loaded:
 
 
 class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
-    """Materializes Parquet sources column by column; `loaded` holds what was done, by view."""
+    """Materializes Parquet sources column by column; `loaded` holds what was done, by view.
+
+    `progress`, where set, is called with (view, rows done, rows in all) in place of Feast's own progress bar.
+    """
 
     def __init__(self, **settings: Any) -> None:
         keep = {name: settings[name] for name in ("repo_config", "offline_store", "online_store")}
@@ -59,6 +66,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         own = {name: value for name, value in settings.items() if name not in keep}
         self.config = TriptychComputeEngineConfig(**own)
         self.loaded: dict[str, Loaded] = {}
+        self.progress: Callable[[str, int, int], None] | None = None
         self._started = datetime.now(UTC)
 
     def _materialize_one(
@@ -80,7 +88,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         schema = view_schema(view)
         core.check_drift(schema)
         home = home_of(self.config)
-        marks = Watermarks(home.leases)
+        marks = Watermarks(home.leases, store_name())
         window = self._window(view, task, None if core.count(view.name) == 0 else marks.read(task.project, view.name))
         with Leases(home.leases).hold(view.name, WAIT_FOR_WRITER_SECONDS) as lease:
             rows = NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)
@@ -94,13 +102,15 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
     def _stream(self, core: MilvusCore, view: str, rows: NewestRows, task: MaterializationTask, lease: Lease) -> Loaded:
         stored = unchanged = 0
-        bar = task.tqdm_builder(rows.count) if task.tqdm_builder and rows.count else None
+        bar = task.tqdm_builder(rows.count) if task.tqdm_builder and rows.count and not self.progress else None
         try:
             for batch in rows.batches(self.config.batch_rows):
                 written = core.upsert(view, batch, lease=lease)
                 stored, unchanged = stored + written.stored, unchanged + written.stale
                 if bar is not None:
                     bar.update(batch.num_rows)
+                if self.progress is not None:
+                    self.progress(view, stored + unchanged, rows.count)
         finally:
             if bar is not None:
                 bar.close()

@@ -1,9 +1,9 @@
 """Reads a Feast view's Parquet source with DuckDB: which rows a load is to see, the newest of each key, as a stream of batches.
 
-The window function runs over keys and times only; vectors are read once, for the rows that won.
+The window function runs over keys and times only; vectors are read only from the files that hold a row that won.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -61,8 +61,8 @@ class NewestRows:
         self._files = source_files(source)
         self.count, self.created_us = self._select(window, overlap_us)
 
-    def _table(self) -> str:
-        files = ", ".join(_text(str(file)) for file in self._files)
+    def _table(self, files: Iterable[Path | str]) -> str:
+        files = ", ".join(_text(str(file)) for file in files)
         return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = 'f', file_row_number = true)"
 
     def _column(self, name: str) -> str:
@@ -75,12 +75,18 @@ class NewestRows:
         order = f"{self._event} DESC, {self._created} DESC, f DESC, file_row_number DESC"
         # Names are quoted, times are integers, and files are this home's own.
         self._db.execute(f"""
-            CREATE TEMP TABLE newest AS SELECT f, file_row_number FROM {self._table()}
+            CREATE TEMP TABLE newest AS SELECT f, file_row_number FROM {self._table(self._files)}
             WHERE {window.condition(self._event, self._created, overlap_us)}
             QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1
         """)  # noqa: S608
         count = self._one("SELECT count(*) FROM newest")
-        return int(count), self._one(f"SELECT max({self._created}) FROM {self._table()}")  # noqa: S608
+        return int(count), self._one(f"SELECT max({self._created}) FROM {self._table(self._files)}")  # noqa: S608
+
+    def _winners(self) -> str:
+        """The files with a newest row, with all files' columns: one that only others have is null."""
+        files = [file for (file,) in self._db.execute("SELECT DISTINCT f FROM newest").fetchall()]
+        columns = f"SELECT * FROM {self._table(self._files)} WHERE false"  # noqa: S608
+        return f"(SELECT * FROM {self._table(files)} UNION ALL BY NAME {columns})"  # noqa: S608
 
     def _one(self, query: str) -> Any:
         # All rows, though there is one: a result that was not read to its end keeps the connection busy.
@@ -94,7 +100,7 @@ class NewestRows:
         columns = [f"{self._column(name)} AS {_name(name)}" for name in [*self._keys, *names] if name is not None]
         columns += [f"{self._event} AS event_us", f"{self._created} AS created_us"]
         deleted = f"coalesce({_name(self._deleted)}, false)" if self._deleted else "false"
-        query = f"SELECT {', '.join(columns)}, {deleted} AS deleted FROM {self._table()} JOIN newest USING (f, file_row_number)"  # noqa: S608
+        query = f"SELECT {', '.join(columns)}, {deleted} AS deleted FROM {self._winners()} JOIN newest USING (f, file_row_number)"  # noqa: S608
         reader = self._db.sql(query).to_arrow_reader(rows)
         for batch in reader:
             yield self._shaped(pa.table(batch), [name for name in names if name is not None])

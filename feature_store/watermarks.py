@@ -1,4 +1,7 @@
-"""How far each view has been loaded, per Feast project, in SQLite beside the leases. Only the compute engine uses it."""
+"""How far each view has been loaded into each Milvus, per Feast project, in SQLite beside the leases.
+
+The compute engine writes it; the ranking service reads it to see that something was loaded.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 _TABLE: Final = """
-    CREATE TABLE IF NOT EXISTS watermarks
-    (project TEXT, view TEXT, created_us INTEGER NOT NULL, end_us INTEGER NOT NULL, PRIMARY KEY (project, view))
+    CREATE TABLE IF NOT EXISTS store_watermarks
+    (store TEXT, project TEXT, view TEXT, created_us INTEGER NOT NULL, end_us INTEGER NOT NULL, PRIMARY KEY (store, project, view))
 """
 
 
@@ -22,10 +25,14 @@ class Watermark:
 
 
 class Watermarks:
-    """All watermarks of one home, in the SQLite file at `path`."""
+    """The watermarks of one home, in the SQLite file at `path`, for one `store` as `store_name` names it.
 
-    def __init__(self, path: Path) -> None:
+    What one store holds says nothing of another. Without a store, `read` gives the furthest of any, and `forget` forgets all.
+    """
+
+    def __init__(self, path: Path, store: str = "") -> None:
         self.path = path
+        self.store = store
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -37,20 +44,23 @@ class Watermarks:
     def read(self, project: str, view: str) -> Watermark | None:
         """The view's watermark; None before its first load."""
         with self._connection() as db:
-            query = "SELECT created_us, end_us FROM watermarks WHERE project = ? AND view = ?"
-            row = db.execute(query, (project, view)).fetchone()
-        return Watermark(*row) if row else None
+            query = """
+                SELECT max(created_us), max(end_us) FROM store_watermarks
+                WHERE project = ? AND view = ? AND ? IN (store, '')
+            """
+            created_us, end_us = db.execute(query, (project, view, self.store)).fetchone()
+        return None if created_us is None else Watermark(created_us, end_us)
 
     def write(self, project: str, view: str, mark: Watermark) -> None:
         """Move the view's watermark; it never goes back."""
         statement = """
-            INSERT INTO watermarks VALUES (?, ?, ?, ?) ON CONFLICT (project, view) DO UPDATE
+            INSERT INTO store_watermarks VALUES (?, ?, ?, ?, ?) ON CONFLICT (store, project, view) DO UPDATE
             SET created_us = max(created_us, excluded.created_us), end_us = max(end_us, excluded.end_us)
         """
         with self._connection() as db:
-            db.execute(statement, (project, view, mark.created_us, mark.end_us))
+            db.execute(statement, (self.store, project, view, mark.created_us, mark.end_us))
 
     def forget(self, project: str) -> None:
         """Forget all watermarks of a project, so that its next load is a full one."""
         with self._connection() as db:
-            db.execute("DELETE FROM watermarks WHERE project = ?", (project,))
+            db.execute("DELETE FROM store_watermarks WHERE project = ? AND ? IN (store, '')", (project, self.store))

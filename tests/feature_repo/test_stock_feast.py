@@ -126,8 +126,11 @@ def test_the_verbs_prepare_show_load_and_stop_a_root(clone, tmp_path):
         _, second = verb("up", "--json")
         assert (first["milvus_uri"], first["pid"]) == (second["milvus_uri"], second["pid"])
         assert first["exports"] == feast_exports(home) == {"FEAST_FS_YAML_FILE_PATH": str(root / "feature_store.yaml")}
-        code, loaded = verb("materialize", "--json")
-        assert (code, loaded["item_profile"]) == (0, {"stored": 2, "unchanged": 0})
+        result = run(clone, "-m", "triptych", "materialize", cwd=clone, **where)
+        assert result.returncode == 0, result.stderr
+        assert re.search(r"item_profile\W+2\W+0\W", result.stdout)
+        assert not re.search(r"ttl|1 year|it/s|\x1b", result.stdout + result.stderr)
+        assert "ttl is 0" in (home.logs / "feast.log").read_text()
         _, status = verb("status", "--json")
         assert (status["tables"]["items"], status["milvus"]["views"][f"item_{space.space_id}"]) == (2, 2)
         _, spaces = verb("spaces", "list", "--json")

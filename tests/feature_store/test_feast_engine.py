@@ -3,12 +3,18 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from milvus_rows import times
 
 from encoders.space import EmbeddingSpace
+from feature_store import embedded
 from feature_store.errors import FeatureStoreError, LeaseError, RefusedRowsError, SchemaDriftError, StoreUnavailable
+from feature_store.home import Home
 from feature_store.lease import Leases
+from feature_store.milvus_schema import ViewSchema
+from feature_store.parts import list_parts
+from feature_store.schemas import now_us
 from feature_store.spaces import register_spaces, view_name
 from feature_store.tables import Tables
 
@@ -134,6 +140,71 @@ def test_an_emptied_milvus_is_filled_again(tables, feast_cli, feast_core):
     feast_core.drop_view("item_profile")
     feast_cli.apply(tables.home)
     assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+
+
+def test_a_store_that_was_away_is_given_what_was_made_meanwhile(tables, feast_cli, feast_core, tmp_path, monkeypatch):
+    """One Milvus, then another, then the first again: rows made in between are loaded there too."""
+    first = feast_core.channel.uri
+    hour_us, now = 3_600_000_000, now_us()
+    write_items(tables, ["a"], [1], created=times([now - 2 * hour_us]))
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 1
+    write_items(tables, ["b", "c"], [1, 1], created=times([now - hour_us, now]))
+    other = Home(tmp_path / "other")
+    try:
+        monkeypatch.setenv("TRIPTYCH_MILVUS_URI", embedded.start(other).uri)
+        feast_cli.apply(tables.home)
+        assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 3
+    finally:
+        embedded.stop(other)
+    monkeypatch.setenv("TRIPTYCH_MILVUS_URI", first)
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+    assert feast_core.count("item_profile") == 3
+
+
+def test_only_files_with_a_newest_row_are_read_twice(tables, feast_package, unit_vectors):
+    """Vectors of files in which every row is stale are not read: they may be unreadable; columns that only they have are null."""
+    from feature_store.feast_source import NewestRows, Window
+
+    write_items(tables, ["a", "b"], [1, 1])
+    write_items(tables, ["a", "b"], [2, 2], title=["new a", "new b"])
+    stale, newest = [part for part in list_parts(tables.folder("items")) if pq.read_metadata(part).num_rows]
+    pq.write_table(pq.ParquetFile(newest).read().drop_columns(["image"]), newest)
+    view = feast_package.FeatureView(
+        name="item_profile",
+        entities=[feast_package.Entity(name="item", join_keys=["item_id"])],
+        schema=[
+            feast_package.Field(name=name, dtype=feast_package.types.String) for name in ("item_id", "title", "image")
+        ],
+        source=feast_package.FileSource(path=str(tables.folder("items")), timestamp_field="event_timestamp"),
+    )
+    schema = ViewSchema("item_profile", fields={"title": "string", "image": "string"})
+    rows = NewestRows(view, schema, Window(now_us()), 0)
+    try:
+        content = stale.read_bytes()
+        footer = int.from_bytes(content[-8:-4], "little") + 8
+        stale.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
+        (table,) = rows.batches(10)
+        assert sorted(table["title"].to_pylist()) == ["new a", "new b"]
+        assert table["image"].to_pylist() == [None, None]
+    finally:
+        rows.close()
+
+
+def test_a_damaged_checkpoint_does_not_stop_apply(tables, feast_cli, capfd):
+    """Manifests that cannot be read give no service and a warning; the others give theirs."""
+    for name, manifest in {
+        "bad_json": "{",
+        "bad_form": "[]",
+        "no_spaces": '{"model_id": "x"}',
+        "fine": '{"model_id": "fine", "space_ids": {}}',
+    }.items():
+        (tables.home.models / name).mkdir()
+        (tables.home.models / name / "manifest.json").write_text(manifest)
+    feast_cli.apply(tables.home)
+    services = {service.name for service in feast_cli.open_store(tables.home).list_feature_services()}
+    assert services == {"catalogue", "ranker_fine"}
+    warned = capfd.readouterr().err
+    assert [name in warned for name in ("bad_json", "bad_form", "no_spaces", "fine")] == [True, True, True, False]
 
 
 def test_applying_a_changed_space_fails_loudly(tables, feast_cli):

@@ -44,3 +44,15 @@ def test_a_watermark_never_goes_back(tmp_path):
     assert marks.read("p", "v") == Watermark(10, 30)
     marks.forget("p")
     assert (marks.read("p", "v"), marks.read("other", "v")) == (None, Watermark(1, 1))
+
+
+def test_a_watermark_is_of_one_store(tmp_path):
+    """What one Milvus has loaded says nothing of another; a reader that names no store sees the furthest."""
+    path = tmp_path / "leases.db"
+    one, other = Watermarks(path, "embedded"), Watermarks(path, "http://other:19530/")
+    one.write("p", "v", Watermark(10, 20))
+    assert other.read("p", "v") is None
+    other.write("p", "v", Watermark(30, 5))
+    assert (one.read("p", "v"), Watermarks(path).read("p", "v")) == (Watermark(10, 20), Watermark(30, 20))
+    other.forget("p")
+    assert (one.read("p", "v"), other.read("p", "v")) == (Watermark(10, 20), None)

@@ -1,10 +1,12 @@
 """`triptych materialize`: apply the Feast definitions and load what is new into Milvus, in one process."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
-from triptych.console import console, print_json
+from triptych.console import console, err, print_json
 
 app = typer.Typer()
 
@@ -23,9 +25,8 @@ def materialize(
     means made since the last load, whatever its valid time: backfills and late rows are loaded. Rows that are older than what is
     stored change nothing, so running this again, or beside a running server, is always safe.
 
-    Needs a running Milvus: `triptych up`.
+    Needs a running Milvus: `triptych up`. What Feast itself prints goes to `logs/feast.log` in the root folder.
     """
-    import sys
     from contextlib import redirect_stdout
 
     from rich.table import Table
@@ -38,9 +39,10 @@ def materialize(
         core.list_views()  # Fails in milliseconds where Milvus is down, before Feast is imported.
     from feature_store import feast_cli
 
-    with redirect_stdout(sys.stderr):
+    # The bar comes first: it catches what is printed on a terminal, and would show what is meant for the log.
+    with _bars() as progress, (home.logs / "feast.log").open("a") as log, redirect_stdout(log):
         feast_cli.apply(home)
-        done = feast_cli.materialize(home, full=full, views=view)
+        done = feast_cli.materialize(home, full=full, views=view, progress=progress)
     if as_json:
         print_json({name: {"stored": rows.stored, "unchanged": rows.unchanged} for name, rows in done.items()})
         return
@@ -48,3 +50,19 @@ def materialize(
     for name, rows in sorted(done.items()):
         table.add_row(name, f"{rows.stored:,}", f"{rows.unchanged:,}")
     console.print(table)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per view that has rows to load, on stderr; nothing where that is no terminal."""
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=err, disable=not err.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(view: str, done: int, total: int) -> None:
+            if view not in tasks:
+                tasks[view] = bars.add_task(view)
+            bars.update(tasks[view], completed=done, total=total)
+
+        yield progress
