@@ -3,8 +3,6 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := encoders feature_repo feature_store ingest ranker serving triptych
-TREE := $(PACKAGES) benchmarks examples protos/generate.py tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-long lint format protos bench clean
@@ -14,7 +12,6 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv and install the project with everything (once)
 
-# torch first and by itself: its exact pin decides every other choice that pip makes.
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

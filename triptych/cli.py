@@ -52,7 +52,6 @@ EXTRA_OF: Final = {
     "structlog": "serve",
     "grpc_reflection": "serve",
     "pydantic_settings": "serve",
-    "matplotlib": "train",
     "sklearn": "train",
 }
 
@@ -91,7 +90,7 @@ def explain_missing(error: ModuleNotFoundError) -> NoReturn:
     if package not in EXTRA_OF:
         raise error
     fail(
-        f"this needs the package {package!r}, which is not installed; run: pip install 'triptych[{EXTRA_OF[package]}]'"
+        f"this needs the package {package!r}, which is not installed; in the project's folder run: pip install '.[{EXTRA_OF[package]}]'"
     )
 
 

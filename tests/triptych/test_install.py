@@ -54,7 +54,7 @@ def test_a_verb_that_needs_more_names_the_extra(base, tmp_path):
         [base / "bin/triptych", "ingest", manifest], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "pip install 'triptych[" in done.stderr
+    assert "pip install '.[store]'" in done.stderr
 
 
 def test_the_client_library_needs_the_base_install_only(base, tmp_path):

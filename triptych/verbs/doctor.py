@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from triptych.console import EXIT_FAILED, console, print_json
@@ -44,7 +45,7 @@ def doctor(
     else:
         table = Table("check", "", "detail")
         for name, ok, detail in checks:
-            table.add_row(name, "[green]ok[/]" if ok else "[bold red]no[/]", detail)
+            table.add_row(name, "[green]ok[/]" if ok else "[bold red]no[/]", escape(detail))
         console.print(table)
     raise SystemExit(0 if all(ok for _, ok, _ in checks) else EXIT_FAILED)
 
@@ -54,7 +55,7 @@ def _packages() -> Iterator[Check]:
         try:
             yield name, True, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, False, f"not installed: pip install 'triptych[{extra}]'"
+            yield name, False, f"not installed; in the project's folder run: pip install '.[{extra}]'"
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from triptych.console import EXIT_USAGE, console, err, fail, print_json
@@ -109,7 +110,7 @@ def _show(space: "EmbeddingSpace", query: "NDArray[np.float32]", count: int, jso
     table = Table("item", "title", "category", title=f"nearest in {space.space_id}")
     table.add_column("cosine", justify="right")
     for row in rows:
-        table.add_row(row["item_id"], row["title"] or "", row["category"] or "", f"{row['score']:.4f}")
+        table.add_row(*(escape(row[name] or "") for name in ("item_id", "title", "category")), f"{row['score']:.4f}")
     console.print(table)
     if space.kind == "untrained":
         err.print(f"{space.space_id} is untrained: its neighbours mean little", style="yellow")
