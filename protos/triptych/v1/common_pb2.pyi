@@ -90,15 +90,15 @@ class _DegradedReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Degrad
     DEGRADED_REASON_MISSING_MODALITY: _DegradedReason.ValueType  # 3
     """Some returned items lack a modality that the model reads."""
     DEGRADED_REASON_STORE_UNAVAILABLE: _DegradedReason.ValueType  # 4
-    """The vector store did not answer; what the server holds in memory was used."""
+    """The vector store did not answer, or refused; what the server holds in memory was used."""
     DEGRADED_REASON_RETRIEVAL_FALLBACK: _DegradedReason.ValueType  # 5
-    """Candidates came from an exact search in memory (or by popularity), not from the vector store."""
+    """Candidates came from an exact search in memory, because the vector store did not answer or holds too few."""
     DEGRADED_REASON_UNKNOWN_HISTORY: _DegradedReason.ValueType  # 6
     """Some items of the user's history are unknown and were left out."""
     DEGRADED_REASON_STALE_VECTORS: _DegradedReason.ValueType  # 7
-    """Vectors in memory are older than the server promises."""
+    """Reserved, not sent yet: vectors in memory are older than the server promises."""
     DEGRADED_REASON_EXPLANATION_SKIPPED: _DegradedReason.ValueType  # 8
-    """Explanations (shares or influences) were left out, because time ran short."""
+    """Reserved, not sent yet: explanations (shares or influences) were left out, because time ran short."""
     DEGRADED_REASON_QUERY_IGNORED: _DegradedReason.ValueType  # 9
     """The query could not be used."""
 
@@ -113,15 +113,15 @@ DEGRADED_REASON_UNKNOWN_ITEMS: DegradedReason.ValueType  # 2
 DEGRADED_REASON_MISSING_MODALITY: DegradedReason.ValueType  # 3
 """Some returned items lack a modality that the model reads."""
 DEGRADED_REASON_STORE_UNAVAILABLE: DegradedReason.ValueType  # 4
-"""The vector store did not answer; what the server holds in memory was used."""
+"""The vector store did not answer, or refused; what the server holds in memory was used."""
 DEGRADED_REASON_RETRIEVAL_FALLBACK: DegradedReason.ValueType  # 5
-"""Candidates came from an exact search in memory (or by popularity), not from the vector store."""
+"""Candidates came from an exact search in memory, because the vector store did not answer or holds too few."""
 DEGRADED_REASON_UNKNOWN_HISTORY: DegradedReason.ValueType  # 6
 """Some items of the user's history are unknown and were left out."""
 DEGRADED_REASON_STALE_VECTORS: DegradedReason.ValueType  # 7
-"""Vectors in memory are older than the server promises."""
+"""Reserved, not sent yet: vectors in memory are older than the server promises."""
 DEGRADED_REASON_EXPLANATION_SKIPPED: DegradedReason.ValueType  # 8
-"""Explanations (shares or influences) were left out, because time ran short."""
+"""Reserved, not sent yet: explanations (shares or influences) were left out, because time ran short."""
 DEGRADED_REASON_QUERY_IGNORED: DegradedReason.ValueType  # 9
 """The query could not be used."""
 Global___DegradedReason: _TypeAlias = DegradedReason  # noqa: Y015

@@ -215,7 +215,9 @@ class RankResponse(_message.Message):
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The model's click logit; higher is better."""
+        """The model's score: candidates' scores are logits of a softmax choice among them, so that only differences mean something.
+        Higher is better.
+        """
 
     @_builtins.property
     def share_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
