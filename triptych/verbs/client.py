@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from triptych.console import console, err, fail, print_json
+from triptych.console import EXIT_PARTIAL, console, err, fail, print_json
 
 if TYPE_CHECKING:
-    from triptych.client import Client, Degraded
+    from triptych.client import Client, Degraded, Ranking
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Call a running server: rank, retrieve, embed, record."
@@ -77,23 +79,32 @@ def rank(
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Rank items for a user, with the part of each modality in the score and the history items that mattered."""
+    """Rank items for a user, with the part of each modality in the score and the history items that mattered.
+
+    Exit code 3 if the reply is degraded; items without a picture or a sound, which is common, do not count as that.
+    """
     with connected(target, timeout) as client:
         ranking = client.rank(
             user, items or (), top_n=top_n, query=query or None, keep_seen=keep_seen, model_id=model_id
         )
     if as_json:
         print_json(plain(ranking))
-        return
-    table = Table("#", "item", "score", *ranking.share_groups, "because of", title=f"for {user}, by {ranking.model_id}")
+    else:
+        show_ranking(user, ranking)
+    leave(ranking.degraded)
+
+
+def show_ranking(user: str, ranking: "Ranking") -> None:
+    """Print a table of results, and what they were made of."""
+    table = Table("#", "item", "score", *map(escape, ranking.share_groups), "because of")
+    table.title = Text(f"for {user}, by {ranking.model_id}")
     for i, item_id in enumerate(ranking.item_ids):
         because = ", ".join(f"{item} {weight:.0%}" for item, weight in ranking.influences[i][:3])
         shares = [f"{share:+.2f}" for share in ranking.shares[i]]
-        table.add_row(str(i + 1), item_id, f"{ranking.scores[i]:.3f}", *shares, because)
+        add(table, str(i + 1), item_id, f"{ranking.scores[i]:.3f}", *shares, because)
     console.print(table)
     source, total = ranking.candidate_source.lower(), ranking.timings_ms.get("total", 0.0)
     console.print(f"{ranking.candidates} candidates ({source}), {ranking.history_events} events read, {total:.1f} ms")
-    show_degraded(ranking.degraded)
 
 
 @app.command()
@@ -109,17 +120,18 @@ def retrieve(
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Find the items nearest to words, a picture or a sound, or to a user."""
+    """Find the items nearest to words, a picture or a sound, or to a user. Exit code 3 if the reply is degraded."""
     with connected(target, timeout) as client:
         found = client.retrieve(user, query=_query(query, image, audio), space=space, k=k, keep_seen=keep_seen)
     if as_json:
         print_json(plain(found))
-        return
-    table = Table("#", "item", "cosine", title=f"in {found.space_id}")
-    for i, item_id in enumerate(found.item_ids):
-        table.add_row(str(i + 1), item_id, f"{found.scores[i]:.3f}")
-    console.print(table)
-    show_degraded(found.degraded)
+    else:
+        table = Table("#", "item", "cosine")
+        table.title = Text(f"in {found.space_id}")
+        for i, item_id in enumerate(found.item_ids):
+            add(table, str(i + 1), item_id, f"{found.scores[i]:.3f}")
+        console.print(table)
+    leave(found.degraded)
 
 
 @app.command()
@@ -140,10 +152,10 @@ def embed(
     else:
         table = Table("input", "space", "vector, or what is wrong")
         for name, result in zip([*(text or ()), *(image or ()), *(audio or ())], results, strict=True):
-            table.add_row(str(name), result.space_id, _short(result))
+            add(table, str(name), result.space_id, _short(result))
         console.print(table)
     if any(result.vector is None for result in results):
-        raise typer.Exit(3)
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 @app.command()
@@ -166,7 +178,7 @@ def event(
     if as_json:
         print_json(plain(recorded))
     else:
-        console.print(f"{'recorded' if recorded.recorded else 'known already'}: {recorded.event_ids[0]}")
+        console.print(f"{'recorded' if recorded.recorded else 'known already'}: {recorded.event_ids[0]}", markup=False)
 
 
 @app.command()
@@ -180,7 +192,7 @@ def spaces(target: Target = None, timeout: Timeout = 10.0, as_json: AsJson = Fal
     table = Table("space", "modality", "kind", "dim", "embeds here", "items in memory")
     for space in listed:
         embeds = "yes" if space.embeddable else "no"
-        table.add_row(space.space_id, space.modality, space.kind, str(space.dim), embeds, str(space.items_loaded))
+        add(table, space.space_id, space.modality, space.kind, str(space.dim), embeds, str(space.items_loaded))
     console.print(table)
 
 
@@ -196,7 +208,7 @@ def models(target: Target = None, timeout: Timeout = 10.0, as_json: AsJson = Fal
     for model in listed:
         stable = "stable" if model.stable else "previous" if model.previous else ""
         created = f"{model.created:%Y-%m-%d %H:%M}" if model.created else ""
-        table.add_row(model.model_id, "yes" if model.loaded else "no", stable, created, ", ".join(model.space_ids))
+        add(table, model.model_id, "yes" if model.loaded else "no", stable, created, ", ".join(model.space_ids))
     console.print(table)
 
 
@@ -205,11 +217,18 @@ def plain(result: Any) -> Any:
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in asdict(result).items()}
 
 
-def show_degraded(reasons: "list[Degraded]") -> None:
-    """Say on stderr what the reply was made without."""
+def add(table: Table, *cells: str) -> None:
+    """Add a row of data: brackets in it are no markup."""
+    table.add_row(*map(Text, cells))
+
+
+def leave(reasons: "list[Degraded]") -> None:
+    """Say on stderr what the reply was made without, and leave with 3 where that is more than the catalogue's usual gaps."""
     for reason in reasons:
         count = f" ({reason.count})" if reason.count > 1 else ""
         err.print(f"degraded: {reason.reason}{count}: {reason.detail}", style="yellow", markup=False)
+    if any(reason.reason != "MISSING_MODALITY" for reason in reasons):
+        raise typer.Exit(EXIT_PARTIAL)
 
 
 def _query(text: str, image: Path | None, audio: Path | None) -> Any:
