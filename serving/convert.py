@@ -83,9 +83,12 @@ def logged_events(events: Iterable[common_pb2.Event], now: int) -> list[LoggedEv
     ]
 
 
-def session_events(events: Sequence[common_pb2.Event], at_us: int) -> Events:
-    """Session events as history; those without a time happened just before `at_us`, in their order."""
-    logged = logged_events(events, now_us() - 1)
+def session_events(events: Sequence[common_pb2.Event], at_us: int, now_us: int) -> Events:
+    """Session events as history of a request for `at_us` that came at `now_us`.
+
+    Those without a time happened just before `at_us`, in their order; clocks that run ahead are cut to just before `now_us`.
+    """
+    logged = logged_events(events, now_us - 1)
     first = at_us - len(logged)
     times = [
         one.timestamp_us if raw.HasField("event_timestamp") else first + i

@@ -6,7 +6,7 @@ ServingError
 ├── NotFound            NOT_FOUND: a model that does not exist
 ├── PreconditionFailed  FAILED_PRECONDITION, ErrorInfo: a space that is not the expected one, no stable model
 ├── Overloaded          RESOURCE_EXHAUSTED, RetryInfo
-├── Unavailable         UNAVAILABLE, RetryInfo: starting, draining
+├── Unavailable         UNAVAILABLE, RetryInfo: starting, draining, an event log that cannot be written
 └── DeadlineExceeded    DEADLINE_EXCEEDED
 """
 
@@ -102,7 +102,7 @@ class Overloaded(_RetryLaterError):  # noqa: N818
 
 
 class Unavailable(_RetryLaterError):  # noqa: N818
-    """The server is starting or draining."""
+    """The server is starting or draining, or cannot write."""
 
     code = grpc.StatusCode.UNAVAILABLE
 

@@ -5,7 +5,7 @@ hold it; a store that is down leaves what is there.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import ViewNotFoundError
 from feature_store.milvus_core import MilvusCore
+from feature_store.milvus_schema import CREATED
 from feature_store.spaces import view_name
 from feature_store.watermarks import Watermarks
 from ranker.scorer import ItemBatch
@@ -21,7 +22,40 @@ from serving import convert
 
 PROFILE_VIEW: Final = "item_profile"
 SCAN_ROWS: Final = 4096
+LOOK_ROWS: Final = 16_384
 FEAST_PROJECT: Final = "triptych"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A view as it looked at one moment: what polling compares to find a change.
+
+    Attributes:
+        rows: live rows; -1 where there is no view.
+        loaded_until_us: how far incremental loads had come.
+        newest_us: when the newest of its rows was made. A row that a push or an explicit load replaced moves only this.
+    """
+
+    rows: int
+    loaded_until_us: int
+    newest_us: int = 0
+
+
+@dataclass(frozen=True)
+class StoredIds:
+    """Which items a view holds, without their vectors."""
+
+    ids: frozenset[str] = frozenset()
+    sight: Sight = Sight(-1, 0)
+
+    @classmethod
+    def scan(cls, core: MilvusCore, marks: Watermarks, space_id: str) -> Self:
+        """Read the ids of the view `item_<space_id>`."""
+        view = view_name("item", space_id)
+        sight = look(core, marks, view)  # before the scan: a row that arrives during it is found by the next poll
+        batches = _scan(core, view, ["created"])
+        ids = frozenset(str(i) for batch in batches for i in batch.column(0).to_pylist())
+        return cls(ids, replace(sight, newest_us=_newest_us(batches)))
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,7 @@ class SpaceMatrix:
     ids: list[str]
     vectors: NDArray[np.float32]
     loaded_us: int
+    newest_us: int = 0
 
     @classmethod
     def scan(cls, core: MilvusCore, space_id: str) -> Self:
@@ -39,7 +74,7 @@ class SpaceMatrix:
         ids = [str(i) for batch in batches for i in batch.column(0).to_pylist()]
         parts = [_matrix(batch.column(batch.num_columns - 1)) for batch in batches if batch.num_rows]
         vectors = np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
-        return cls(ids, vectors, convert.now_us())
+        return cls(ids, vectors, convert.now_us(), _newest_us(batches))
 
 
 @dataclass(frozen=True)
@@ -48,17 +83,19 @@ class Profiles:
 
     category: Mapping[str, str | None] = field(default_factory=dict)
     price: Mapping[str, float] = field(default_factory=dict)
+    newest_us: int = 0
 
     @classmethod
     def scan(cls, core: MilvusCore) -> Self:
         """Read the view `item_profile`."""
         category: dict[str, str | None] = {}
         price: dict[str, float] = {}
-        for batch in _scan(core, PROFILE_VIEW, ["category", "price"]):
+        batches = _scan(core, PROFILE_VIEW, ["category", "price", "created"])
+        for batch in batches:
             ids = batch.column(0).to_pylist()
             category.update(zip(ids, batch.column("category").to_pylist(), strict=True))
             price.update(_known_prices(ids, batch.column("price").to_pylist()))
-        return cls(category, price)
+        return cls(category, price, _newest_us(batches))
 
     def columns(self, ids: Sequence[str]) -> tuple[list[str | None], NDArray[np.float64]]:
         """Categories (None: unknown) and prices (NaN: unknown) of `ids`."""
@@ -68,11 +105,12 @@ class Profiles:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What was loaded; `generation` counts loads."""
+    """What was loaded, and how each view looked then; `generation` counts loads."""
 
     matrices: Mapping[str, SpaceMatrix] = field(default_factory=dict)
     profiles: Profiles = field(default_factory=Profiles)
     generation: int = 0
+    sights: Mapping[str, Sight] = field(default_factory=dict)
 
     def items(self, space_ids: Iterable[str]) -> ItemBatch:
         """All items that have a profile or a vector in one of these spaces, sorted by id."""
@@ -93,10 +131,21 @@ class Catalogue:
         matrix = self.matrices.get(space_id)
         return len(matrix.ids) if matrix else 0
 
-    def loaded(self, core: MilvusCore, space_ids: Iterable[str]) -> "Catalogue":
+    def sights_of(self, space_ids: Iterable[str]) -> dict[str, Sight]:
+        """How the views of these spaces, and that of the profiles, looked when they were read."""
+        views = [PROFILE_VIEW, *(view_name("item", space_id) for space_id in space_ids)]
+        return {view: self.sights[view] for view in views if view in self.sights}
+
+    def loaded(self, core: MilvusCore, marks: Watermarks, space_ids: Sequence[str]) -> "Catalogue":
         """A catalogue with these spaces and the profiles read anew from the store."""
+        views = [view_name("item", space_id) for space_id in space_ids]
+        # Looked at before the scan: a row that arrives during it is found by the next poll.
+        before = {view: look(core, marks, view) for view in (PROFILE_VIEW, *views)}
         fresh = {space_id: SpaceMatrix.scan(core, space_id) for space_id in space_ids}
-        return Catalogue({**self.matrices, **fresh}, Profiles.scan(core), self.generation + 1)
+        profiles = Profiles.scan(core)
+        newest = [profiles.newest_us, *(matrix.newest_us for matrix in fresh.values())]
+        seen = {view: replace(before[view], newest_us=us) for view, us in zip(before, newest, strict=True)}
+        return Catalogue({**self.matrices, **fresh}, profiles, self.generation + 1, {**self.sights, **seen})
 
 
 def read_items(core: MilvusCore, ids: Sequence[str], space_ids: Iterable[str]) -> ItemBatch:
@@ -120,10 +169,29 @@ def is_known(batch: ItemBatch) -> NDArray[np.bool_]:
     return known
 
 
-def signature(core: MilvusCore, marks: Watermarks, space_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Per view, its number of rows and how far it was materialized: what cheap polling can see of a change."""
-    views = [PROFILE_VIEW, *(view_name("item", space_id) for space_id in space_ids)]
-    return {view: (_count(core, view), _loaded_until_us(marks, view)) for view in views}
+def look(core: MilvusCore, marks: Watermarks, view: str) -> Sight:
+    """The view as it looks now, without `newest_us`."""
+    return Sight(_count(core, view), _loaded_until_us(marks, view))
+
+
+def has_changed(core: MilvusCore, marks: Watermarks, view: str, seen: Sight) -> bool:
+    """Whether the view looks otherwise than it was seen."""
+    now = replace(look(core, marks, view), newest_us=seen.newest_us)
+    return now != seen or (now.rows > 0 and _has_newer(core, view, seen.newest_us))
+
+
+def _has_newer(core: MilvusCore, view: str, than_us: int) -> bool:
+    """Whether a row was made after `than_us`: a filtered search where there are vectors, else a scan of the times alone."""
+    schema = core.describe_view(view)
+    if not schema.vector_field:
+        return _newest_us(list(core.scan(view, ["created"], LOOK_ROWS))) > than_us
+    anywhere = np.eye(1, schema.dim, dtype=np.float32)
+    return bool(core.search(view, anywhere, 1, f"{CREATED} > {than_us}").ids[0])
+
+
+def _newest_us(batches: Sequence[pa.RecordBatch]) -> int:
+    times = [batch.column("created").cast(pa.int64()).to_numpy() for batch in batches if batch.num_rows]
+    return max((int(part.max()) for part in times), default=0)
 
 
 def _count(core: MilvusCore, view: str) -> int:
@@ -151,7 +219,7 @@ def _scan_vectors(core: MilvusCore, view: str) -> list[pa.RecordBatch]:
         vector_field = core.describe_view(view).vector_field
     except ViewNotFoundError:
         return []
-    return _scan(core, view, [vector_field]) if vector_field else []
+    return _scan(core, view, ["created", vector_field]) if vector_field else []
 
 
 def _matrix(column: pa.Array) -> NDArray[np.float32]:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from feature_store.errors import FeatureStoreError
 from feature_store.home import Home
+from feature_store.spaces import view_name
 from feature_store.watermarks import Watermarks
 from ranker import checkpoint
 from ranker.errors import CheckpointError
 from ranker.scorer import ItemTokens, Ranker
 from serving.errors import NotFound, PreconditionFailed, Unavailable
-from serving.hot_tier import Catalogue, signature
+from serving.hot_tier import Catalogue, Sight, StoredIds, has_changed
 from serving.settings import ServeSettings
 from serving.store import Store
 from serving.workers import Worker
@@ -45,6 +46,9 @@ class ServedModel:
         row_of: item_id -> row of `tokens`, `present` and `fused`.
         present: modality -> bool [n], which items have its vector.
         fused: float32 [n, d], the items in the model's own space, for exact search.
+        late: rows [m] of items that the store's view of that space lacks: all until it is loaded, later those that came after
+            the model was trained.
+        seen: how the views that it was built from looked.
     """
 
     ranker: Ranker
@@ -52,17 +56,27 @@ class ServedModel:
     row_of: dict[str, int]
     present: dict[str, NDArray[np.bool_]]
     fused: NDArray[np.float32]
-    generation: int
+    late: NDArray[np.int64]
+    seen: dict[str, Sight]
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Lengths of the vectors that the model reads, by space."""
+        modalities = self.ranker.model.shapes.modalities
+        return {space_id: modalities[modality] for modality, space_id in self.ranker.space_ids.items()}
 
     @classmethod
-    def build(cls, ranker: Ranker, catalogue: Catalogue) -> "ServedModel":
-        """Encode all items of the catalogue."""
+    def build(cls, ranker: Ranker, catalogue: Catalogue, stored: StoredIds) -> "ServedModel":
+        """Encode all items of the catalogue; `stored` are those in the store's view of the model's space."""
         batch = catalogue.items(ranker.space_ids.values())
         tokens = ranker.item_tokens(batch)
         nowhere = np.zeros(len(batch), bool)
         present = {modality: batch.present.get(space_id, nowhere) for modality, space_id in ranker.space_ids.items()}
         row_of = {item_id: row for row, item_id in enumerate(batch.item_ids)}
-        return cls(ranker, tokens, row_of, present, ranker.fused_items(tokens), catalogue.generation)
+        late = np.array([row for item_id, row in row_of.items() if item_id not in stored.ids], np.int64)
+        seen = catalogue.sights_of(ranker.space_ids.values())
+        seen[view_name("item", ranker.fused_space.space_id)] = stored.sight
+        return cls(ranker, tokens, row_of, present, ranker.fused_items(tokens), late, seen)
 
 
 class Models:
@@ -76,7 +90,6 @@ class Models:
         self.pointer = Pointer()
         self._catalogue = Catalogue()
         self._marks = Watermarks(home.leases)
-        self._signature: dict[str, tuple[int, int]] = {}
         self._changing = asyncio.Lock()
         self._started = False
 
@@ -124,7 +137,7 @@ class Models:
             missing = [space_id for space_id in ranker.space_ids.values() if space_id not in self._catalogue.matrices]
             if missing:
                 await self._try_load_spaces(missing)
-            self._served[model_id] = await self._loading.run(ServedModel.build, ranker, self._catalogue)
+            self._served[model_id] = await self._built(ranker)
             log.info("model loaded", model_id=model_id, items=len(self._served[model_id].row_of))
         return self._served[model_id]
 
@@ -147,8 +160,17 @@ class Models:
     async def _refresh(self, space_ids: list[str]) -> Catalogue:
         await self._load_spaces(space_ids)
         for model_id, served in list(self._served.items()):
-            self._served[model_id] = await self._loading.run(ServedModel.build, served.ranker, self._catalogue)
+            self._served[model_id] = await self._built(served.ranker)
         return self._catalogue
+
+    async def _built(self, ranker: Ranker) -> ServedModel:
+        try:
+            fused = ranker.fused_space.space_id
+            stored = await self._store.load(lambda core: StoredIds.scan(core, self._marks, fused))
+        except FeatureStoreError as error:
+            log.warning("the model's own view cannot be read", model_id=ranker.model_id, error=str(error))
+            stored = StoredIds()
+        return await self._loading.run(ServedModel.build, ranker, self._catalogue, stored)
 
     async def poll(self) -> None:
         """Follow promotions, and new or removed items. Raises the feature store's and the ranker's errors."""
@@ -164,9 +186,12 @@ class Models:
         self.pointer, self._started = pointer, True
 
     async def _changed(self) -> bool:
-        pinned = sorted(self._pinned())
-        seen = await self._store.load(lambda core: signature(core, self._marks, pinned))
-        return any(self._signature.get(view) != state for view, state in seen.items())
+        unread = self._pinned() - set(self._catalogue.matrices)
+        # Each model by what it was built from: a view that was read again for one is news to the others.
+        seen = {sight for served in self._served.values() for sight in served.seen.items()}
+        return bool(unread) or await self._store.load(
+            lambda core: any(has_changed(core, self._marks, view, sight) for view, sight in seen)
+        )
 
     def _pinned(self) -> set[str]:
         return {space_id for served in self._served.values() for space_id in served.ranker.space_ids.values()}
@@ -179,11 +204,7 @@ class Models:
 
     async def _load_spaces(self, space_ids: list[str]) -> None:
         before = self._catalogue
-        # Looked at before the scan: a row that arrives during it is found by the next poll.
-        seen, self._catalogue = await self._store.load(
-            lambda core: (signature(core, self._marks, space_ids), before.loaded(core, space_ids))
-        )
-        self._signature.update(seen)
+        self._catalogue = await self._store.load(lambda core: before.loaded(core, self._marks, space_ids))
         log.info("item vectors loaded", items={s: self._catalogue.items_loaded(s) for s in space_ids})
 
     def _read(self, model_id: str) -> Ranker:

@@ -3,6 +3,7 @@
 What is missing on the way (user, items, modalities, the store) is collected and said in the reply rather than raised.
 """
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from typing import Any, Final
@@ -10,7 +11,8 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-from feature_store.errors import StoreUnavailable
+from feature_store.home import Home
+from feature_store.spaces import read_spaces
 from protos.triptych.v1 import common_pb2, ranking_pb2, ranking_pb2_grpc
 from ranker.scorer import Context, ItemBatch
 from serving import convert, scoring
@@ -22,7 +24,7 @@ from serving.manifests import model_message
 from serving.models import Models, ServedModel
 from serving.retrieval import FoundItems, InMemory, Vector, embed_query, no_memory, query_vectors, search
 from serving.settings import ServeSettings
-from serving.store import Store
+from serving.store import NO_ANSWER, Store
 from serving.users import KnownUser, Users
 from serving.validation import check_rank, check_retrieve
 from serving.workers import Worker
@@ -37,7 +39,10 @@ Degradations = list[common_pb2.Degradation]
 class RankingService(ranking_pb2_grpc.RankingServiceServicer):
     """The gRPC face of the rankers."""
 
-    def __init__(self, models: Models, users: Users, store: Store, embedder: Embedder, settings: ServeSettings) -> None:
+    def __init__(
+        self, home: Home, models: Models, users: Users, store: Store, embedder: Embedder, settings: ServeSettings
+    ) -> None:
+        self._home = home
         self._models = models
         self._users = users
         self._store = store
@@ -55,7 +60,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
         at = Context(_instant(request, now), request.context.device)
         model = self._models.get(request.model_id)
         check_expected(request.expected_space_id, model.ranker.fused_space.space_id)
-        user = await self._user(request, model, at.now_us, clock)
+        user = await self._user(request, model, at.now_us, now, clock)
         degraded = list(user.degraded)
         reader = await self._read(request, model, user, at, degraded, clock)
         found = await self._candidates(request, model, reader, degraded, clock)
@@ -103,10 +108,10 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
 
     # ---- Rank --------------------------------------------------------------------------------------------------------
 
-    async def _user(self, request: Any, model: ServedModel, at_us: int, clock: Stopwatch) -> KnownUser:
+    async def _user(self, request: Any, model: ServedModel, at_us: int, now_us: int, clock: Stopwatch) -> KnownUser:
         text_space = model.ranker.space_ids.get("text", "")
         with clock.stage("history"):
-            return await self._users.read(request.user_id, request.session_events, at_us, text_space)
+            return await self._users.read(request.user_id, request.session_events, at_us, now_us, text_space)
 
     async def _read(
         self,
@@ -126,8 +131,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
     ) -> dict[str, Vector]:
         if not request.HasField("query"):
             return {}
-        spaces = model.ranker.space_ids.values()
-        vectors, ignored = await query_vectors(self._embedder, request.query, spaces, clock)
+        vectors, ignored = await query_vectors(self._embedder, request.query, model.dims, clock)
         degraded += ignored
         return vectors
 
@@ -150,10 +154,8 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
         return found
 
     async def _near(self, model: ServedModel, reader: scoring.Reader, k: int, exclude: set[str]) -> FoundItems:
-        def memory() -> InMemory:
-            return InMemory(model.tokens.item_ids, model.fused)
-
-        return await search(self._store, model.ranker.fused_space.space_id, reader.vector, k, exclude, memory)
+        space_id = model.ranker.fused_space.space_id
+        return await search(self._store, space_id, reader.vector, k, exclude, _own_space(model))
 
     async def _gather(
         self, model: ServedModel, item_ids: Sequence[str], degraded: Degradations, clock: Stopwatch
@@ -172,7 +174,7 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
         try:
             with clock.stage("items"):
                 return await self._store.read(lambda core: read_items(core, late, spaces))
-        except StoreUnavailable as error:
+        except NO_ANSWER as error:
             if not any(one.reason == common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE for one in degraded):
                 degraded.append(
                     common_pb2.Degradation(reason=common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE, detail=str(error))
@@ -184,24 +186,33 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
     async def _near_query(
         self, request: ranking_pb2.RetrieveRequest, now: int, clock: Stopwatch
     ) -> tuple[FoundItems, str, str, Degradations]:
-        space_id, vector = await embed_query(self._embedder, request.query, request.space_id, clock)
+        dims = await self._dims() if request.query.HasField("vector") else {}
+        space_id, vector = await embed_query(self._embedder, request.query, request.space_id, dims, clock)
         check_expected(request.expected_space_id, space_id)
         degraded: Degradations = []
         exclude = set(request.exclude_item_ids)
         if request.user_id and not request.keep_seen:
             exclude |= await self._seen(request, now, degraded)
         with clock.stage("retrieve"):
-            found = await search(
-                self._store, space_id, vector, request.k or DEFAULT_K, exclude, lambda: self._matrix(space_id)
-            )
+            found = await search(self._store, space_id, vector, request.k or DEFAULT_K, exclude, self._matrix(space_id))
         return found, space_id, "", degraded
 
     async def _seen(self, request: ranking_pb2.RetrieveRequest, now: int, degraded: Degradations) -> set[str]:
-        user = await self._users.read(request.user_id, request.session_events, now)
+        user = await self._users.read(request.user_id, request.session_events, now, now)
         degraded += user.degraded
         return set(user.history.item_ids)
 
+    async def _dims(self) -> dict[str, int]:
+        """Lengths of the vectors that can be searched with, by space: of the home's spaces, and of loaded models' own."""
+        spaces = await asyncio.to_thread(read_spaces, self._home, "item")
+        fused = [self._models.get(model_id).ranker.fused_space for model_id in self._models.loaded_ids]
+        return {space.space_id: space.dim for space in (*self._embedder.spaces, *spaces, *fused)}
+
     def _matrix(self, space_id: str) -> InMemory:
+        for model_id in self._models.loaded_ids:
+            model = self._models.get(model_id)
+            if model.ranker.fused_space.space_id == space_id:
+                return _own_space(model)
         matrix = self._models.catalogue.matrices.get(space_id)
         return InMemory(matrix.ids, matrix.vectors) if matrix else no_memory()
 
@@ -213,13 +224,17 @@ class RankingService(ranking_pb2_grpc.RankingServiceServicer):
         if request.space_id not in {"", fused}:
             raise InvalidRequest([Violation("space_id", f"without a query, the search is in {fused}")])
         check_expected(request.expected_space_id, fused)
-        user = await self._user(request, model, now, clock)
+        user = await self._user(request, model, now, now, clock)
         with clock.stage("user"):
             reader = await self._ranking.run(scoring.read_user, model, user, {}, Context(now))
         seen = set() if request.keep_seen else set(reader.history_ids)
         with clock.stage("retrieve"):
             found = await self._near(model, reader, request.k or DEFAULT_K, seen | set(request.exclude_item_ids))
         return found, fused, model.ranker.model_id, list(user.degraded)
+
+
+def _own_space(model: ServedModel) -> InMemory:
+    return InMemory(model.tokens.item_ids, model.fused, model.late)
 
 
 def _instant(request: ranking_pb2.RankRequest, now: int) -> int:

@@ -68,7 +68,7 @@ class Server:
         self.models = Models(home, self.store, settings)
         self.users = Users(self.store, self._logs[1], settings)
         self.embedder = Embedder(settings)
-        self.ranking = RankingService(self.models, self.users, self.store, self.embedder, settings)
+        self.ranking = RankingService(home, self.models, self.users, self.store, self.embedder, settings)
         self.feedback = FeedbackService(self._logs[0], settings)
         self._servers: list[grpc.aio.Server] = []
         self._watcher: asyncio.Task[None] | None = None

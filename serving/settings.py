@@ -3,6 +3,8 @@
 Inside, rooms get the frozen object; nothing else reads the environment.
 """
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -21,6 +23,7 @@ class ServeSettings(BaseSettings):
         store_retry_seconds: after a failure, how long Milvus is left alone.
         refresh_seconds: how often changes of vectors and of the stable model are looked for.
         drain_seconds: how long calls under way may go on after SIGTERM.
+        max_session_events, max_excluded: session events, and excluded items, of one request.
         retrieve_k: candidates that are retrieved where a Rank request says nothing.
     """
 
@@ -43,5 +46,7 @@ class ServeSettings(BaseSettings):
     max_batch: int = Field(default=256, ge=1)
     max_candidates: int = Field(default=5_000, ge=1)
     max_events: int = Field(default=1_000, ge=1)
+    max_session_events: int = Field(default=500, ge=0)
+    max_excluded: int = Field(default=5_000, ge=0)
     retrieve_k: int = Field(default=200, ge=1)
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,7 +1,8 @@
 """Milvus as a request sees it: answers soon, or the request goes on without it and says so.
 
-After a failure the store is left alone for a while, so that a dead one costs the requests of that time nothing. The address
-is looked up again on the next try, since a restarted Milvus may have another.
+After a failure of the store's own it is left alone for a while, so that a dead one costs the requests of that time nothing; a
+request that it refused, or that had too little time, speaks for itself only. The address is looked up again on the next try,
+since a restarted Milvus may have another.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Final, TypeVar
 import structlog
 
 from feature_store.connection import connect
-from feature_store.errors import FeatureStoreError, StoreUnavailable, ViewNotFoundError
+from feature_store.errors import StoreRequestError, StoreUnavailable
 from feature_store.home import Home
 from feature_store.milvus_core import MilvusCore
 from serving import budget
@@ -24,6 +25,8 @@ READ_THREADS: Final = 4
 LOAD_TIMEOUT_SECONDS: Final = 60.0
 # What is left for scoring after the store has used all the time it may.
 SHARE_OF_BUDGET: Final = 0.5
+# On either a request goes on with what is in memory, and says so.
+NO_ANSWER: Final = (StoreUnavailable, StoreRequestError)
 
 T = TypeVar("T")
 log = structlog.get_logger("serving.store")
@@ -45,22 +48,23 @@ class Store:
     async def read(self, job: Callable[[MilvusCore], T]) -> T:
         """The job's result on a core with a short timeout.
 
-        Raises `StoreUnavailable` where Milvus is down, slow or busy, and `ViewNotFoundError` as it is.
+        Raises `StoreUnavailable` where Milvus is down, slow or busy, and the job's other errors as they are.
         """
         if time.monotonic() < self._left_alone_until:
             raise StoreUnavailable(self._last_error)
-        seconds = min(self._settings.store_timeout_seconds, SHARE_OF_BUDGET * budget.remaining())
+        most = self._settings.store_timeout_seconds
+        seconds = min(most, SHARE_OF_BUDGET * budget.remaining())
         try:
             async with asyncio.timeout(seconds):
                 return await self._readers.run(self._on_core, job)
-        except ViewNotFoundError:
-            raise
+        except StoreUnavailable as error:
+            raise self._failed(str(error)) from error
         except TimeoutError as error:
-            raise self._failed(f"Milvus did not answer within {seconds:.2g} s") from error
+            message = f"Milvus did not answer within {seconds:.2g} s"
+            # A caller in a hurry says nothing about the store.
+            raise (self._failed(message) if seconds >= most else StoreUnavailable(message)) from error
         except Overloaded as error:
             raise StoreUnavailable(str(error)) from error
-        except FeatureStoreError as error:
-            raise self._failed(str(error)) from error
 
     async def load(self, job: Callable[[MilvusCore], T]) -> T:
         """The job's result on a core with a long timeout; raises the feature store's errors."""
@@ -75,9 +79,10 @@ class Store:
                 core.close()
 
     def _on_core(self, job: Callable[[MilvusCore], T]) -> T:
-        if self._core is None:
-            self._core = connect(self._home, self._settings.store_timeout_seconds)
-        return job(self._core)
+        core = self._core  # read once: a failure on another thread may take it away at any time
+        if core is None:
+            core = self._core = connect(self._home, self._settings.store_timeout_seconds)
+        return job(core)
 
     def _on_loading_core(self, job: Callable[[MilvusCore], T]) -> T:
         core, self._loading_core = self._loading_core or connect(self._home, LOAD_TIMEOUT_SECONDS), None

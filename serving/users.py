@@ -12,7 +12,7 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from feature_store.errors import StoreUnavailable, ViewNotFoundError
+from feature_store.errors import ViewNotFoundError
 from feature_store.event_log import EventLog
 from feature_store.history import Events, history_as_of, merge_events
 from feature_store.milvus_core import MilvusCore
@@ -20,7 +20,7 @@ from feature_store.spaces import view_name
 from protos.triptych.v1 import common_pb2
 from serving import convert
 from serving.settings import ServeSettings
-from serving.store import Store
+from serving.store import NO_ANSWER, Store
 from serving.workers import Worker
 
 HISTORY_VIEW: Final = "user_history"
@@ -33,10 +33,15 @@ STORE_UNAVAILABLE: Final = common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE
 
 @dataclass(frozen=True)
 class Stored:
-    """What the vector store holds of a user."""
+    """What the vector store holds of a user; `profile_us` is the instant from which the profile is true."""
 
     history: Events = field(default_factory=Events)
     profile: NDArray[np.float32] | None = None
+    profile_us: int = 0
+
+    def profile_at(self, at_us: int) -> NDArray[np.float32] | None:
+        """The profile vector if it was there strictly before `at_us`."""
+        return self.profile if self.profile_us < at_us else None
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,25 @@ class Users:
         self._seen: LRUCache[tuple[str, str], Stored] = LRUCache(REMEMBERED_USERS)
 
     async def read(
-        self, user_id: str, session: Sequence[common_pb2.Event], at_us: int, text_space: str = ""
+        self, user_id: str, session: Sequence[common_pb2.Event], at_us: int, now_us: int, text_space: str = ""
     ) -> KnownUser:
-        """The user as of `at_us`; the profile vector is that of `text_space`, if one is named."""
+        """The user as of `at_us`, asked at `now_us`; the profile vector is that of `text_space`, if one is named."""
         recorded = self._reading.run(self._log.newest_of, user_id, at_us, MAX_LOGGED_EVENTS)
         (stored, degraded), logged = await asyncio.gather(self._stored(user_id, text_space), recorded)
         # The stored form of an event wins over the log's copy of it: they are the same, but the store's was joined offline.
-        events = merge_events(stored.history, convert.history_events(logged), convert.session_events(session, at_us))
-        history = history_as_of(events, at_us)
-        if not degraded and not len(events) and stored.profile is None:
+        events = merge_events(
+            stored.history, convert.history_events(logged), convert.session_events(session, at_us, now_us)
+        )
+        history, profile = history_as_of(events, at_us), stored.profile_at(at_us)
+        if not degraded and not len(events) and profile is None:
             detail = f"nothing is known of user {user_id!r}"
             degraded = (common_pb2.Degradation(reason=UNKNOWN_USER, detail=detail, count=1),)
-        return KnownUser(history, stored.profile, degraded)
+        return KnownUser(history, profile, degraded)
 
     async def _stored(self, user_id: str, text_space: str) -> tuple[Stored, tuple[common_pb2.Degradation, ...]]:
         try:
             stored = await self._store.read(lambda core: _read_stored(core, user_id, text_space))
-        except StoreUnavailable as error:
+        except NO_ANSWER as error:
             detail = f"history as this server last saw it, and what was recorded here since: {error}"
             degraded = common_pb2.Degradation(reason=STORE_UNAVAILABLE, detail=detail)
             return self._seen.get((user_id, text_space), Stored()), (degraded,)
@@ -87,7 +94,7 @@ class Users:
 
 
 def _read_stored(core: MilvusCore, user_id: str, text_space: str) -> Stored:
-    return Stored(_read_history(core, user_id), _read_profile(core, user_id, text_space))
+    return Stored(_read_history(core, user_id), *_read_profile(core, user_id, text_space))
 
 
 def _read_history(core: MilvusCore, user_id: str) -> Events:
@@ -100,11 +107,11 @@ def _read_history(core: MilvusCore, user_id: str) -> Events:
     return Events(list(event_ids), list(item_ids), list(event_types), numbers, np.array(times, np.int64))
 
 
-def _read_profile(core: MilvusCore, user_id: str, text_space: str) -> NDArray[np.float32] | None:
+def _read_profile(core: MilvusCore, user_id: str, text_space: str) -> tuple[NDArray[np.float32] | None, int]:
     if not text_space:
-        return None
+        return None, 0
     try:
-        vectors, present, _ = core.read_vectors(view_name("user", text_space), [user_id])
+        vectors, present, times_us = core.read_vectors(view_name("user", text_space), [user_id])
     except ViewNotFoundError:
-        return None
-    return vectors[0] if present[0] else None
+        return None, 0
+    return (vectors[0], int(times_us[0])) if present[0] else (None, 0)

@@ -77,7 +77,7 @@ def check_rank(request: ranking_pb2.RankRequest, settings: ServeSettings, now_us
     checks.require(request.top_n <= most, "top_n", f"must be at most {most}, not {request.top_n}")
     if request.context.HasField("time"):
         _timestamp(checks, request.context.time, "context.time")
-    _session(checks, request, now_us)
+    _session(checks, request, settings, now_us)
     _query(checks, request)
     checks.done()
 
@@ -90,10 +90,12 @@ def check_retrieve(request: ranking_pb2.RetrieveRequest, settings: ServeSettings
     checks.require(
         bool(request.user_id) or request.HasField("query"), "user_id", "must not be empty where there is no query"
     )
+    excluded, most = len(request.exclude_item_ids), settings.max_excluded
+    checks.require(excluded <= most, "exclude_item_ids", f"must be at most {most}, not {excluded}")
     checks.require(
         request.k <= settings.max_candidates, "k", f"must be at most {settings.max_candidates}, not {request.k}"
     )
-    _session(checks, request, now_us)
+    _session(checks, request, settings, now_us)
     _query(checks, request)
     checks.done()
 
@@ -120,7 +122,9 @@ def _started(request: Any) -> Checks:
     return Checks().identifier(request.request_id, "request_id", optional=True)
 
 
-def _session(checks: Checks, request: Any, now_us: int) -> None:
+def _session(checks: Checks, request: Any, settings: ServeSettings, now_us: int) -> None:
+    count, most = len(request.session_events), settings.max_session_events
+    checks.require(count <= most, "session_events", f"must be at most {most}, not {count}")
     for i, event in enumerate(request.session_events):
         field = f"session_events[{i}]"
         _event(checks, event, field, now_us)

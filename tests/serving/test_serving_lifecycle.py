@@ -6,12 +6,16 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from typer.testing import CliRunner
 
+from feature_store.connection import connect
 from feature_store.event_log import EventLog
 from feature_store.home import Home
 from protos.triptych.v1 import embedding_pb2, embedding_pb2_grpc, feedback_pb2, feedback_pb2_grpc
@@ -20,8 +24,9 @@ from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.server import RANKING, Server
 from serving.settings import ServeSettings
 from serving.workers import Worker
-from tests.serving.world import Running, new_client, running, until
+from tests.serving.world import ITEMS, Running, annex, new_client, reasons, running, until
 from triptych.client import Client, ClientError, make_event
+from triptych.verbs import serve
 
 
 def record_until(address: str, stop: threading.Event, acknowledged: list[str], writer: int) -> None:
@@ -201,6 +206,60 @@ def test_a_call_without_a_deadline_gets_one(tmp_path):
         return caught.value
 
     asyncio.run(scenario())
+
+
+def test_a_full_disk_is_said_with_a_time_to_come_back(tmp_path):
+    """An event log that cannot grow answers UNAVAILABLE with RetryInfo, and takes the events once it can."""
+
+    async def scenario() -> None:
+        async with starting_server(tmp_path) as (server, client):
+            connection = server._logs[0]._connection
+            connection.execute("PRAGMA max_page_count = 1")  # the size that it has
+            events = [make_event(f"item_{i:0100}", user_id="u") for i in range(400)]
+            with pytest.raises(ClientError, match=r"UNAVAILABLE.*full") as caught:
+                await asyncio.to_thread(client.record_events, events)
+            retry = error_details_pb2.RetryInfo()
+            assert rpc_status.from_call(caught.value.__cause__).details[0].Unpack(retry)
+            connection.execute("PRAGMA max_page_count = 1000000")
+            assert (await asyncio.to_thread(client.record_events, events)).recorded == len(events)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("arguments", [("--port", "99999"), ("--admin-port", "-1"), ("--log-level", "loud")])
+def test_settings_that_cannot_be_are_usage_errors(tmp_path, arguments):
+    """`triptych serve` exits with 2, names what is wrong, and starts nothing."""
+    told = CliRunner().invoke(serve.app, [*arguments, "--home", str(tmp_path / "home")])
+    assert told.exit_code == 2
+    assert arguments[1] in told.output
+    assert not (tmp_path / "home").exists()
+
+
+def test_no_vector_is_lost_by_a_kill(world, tmp_path):
+    """A server that is killed in the middle of its work and started again leaves every vector, and ranks as before."""
+    home, environment = annex(world, tmp_path / "home")
+    before, moment = all_vectors(world), datetime.now(UTC)
+    ranked = []
+    for name in ("first_life", "second_life"):
+        with running(home, name, **environment) as server, new_client(server) as client:
+            ranking = until(
+                lambda c=client: (r := c.rank("ann", ITEMS, at=moment)) and not reasons(r) & {"STORE_UNAVAILABLE"} and r
+            )
+            ranked.append((ranking.item_ids, ranking.scores.tolist()))
+            assert server.end(signal.SIGKILL) == -signal.SIGKILL
+    after = all_vectors(world)
+    assert before.keys() == after.keys()
+    for view, vectors in before.items():
+        np.testing.assert_array_equal(vectors, after[view])
+    assert ranked[0][0] == ranked[1][0]
+    np.testing.assert_allclose(ranked[0][1], ranked[1][1], atol=1e-5)
+
+
+def all_vectors(world) -> dict[str, np.ndarray]:
+    """Vectors of all items, by view; rows of those that a view lacks are 0."""
+    views = [f"item_{space.space_id}" for space in world.spaces.values()] + ["item_fused_first"]
+    with contextlib.closing(connect(world.home)) as core:
+        return {view: core.read_vectors(view, ITEMS, strong=True)[0] for view in views}
 
 
 def test_a_full_queue_refuses_at_once():

@@ -19,7 +19,7 @@ from feature_store.watermarks import Watermark, Watermarks
 from protos.triptych.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from ranker import checkpoint
 from tests.serving.world import HISTORY, ITEMS, REPOSITORY, SILENT_ITEMS, png, reasons, until, wav, write_vectors
-from triptych.client import AdminClient, ClientError, make_event
+from triptych.client import AdminClient, ClientError, make_event, to_vector
 
 
 def test_reflection_and_health_are_all_that_a_client_needs(server, world, tmp_path):
@@ -73,7 +73,7 @@ def test_retrieved_candidates_leave_out_what_was_seen(client):
     ranking = client.rank("ann", top_n=40)
     assert ranking.candidate_source == "VECTOR_STORE"
     assert not set(HISTORY) & set(ranking.item_ids)
-    assert ranking.candidates == len(ITEMS) - len(HISTORY)
+    assert ranking.candidates >= len(ITEMS) - len(HISTORY)
     assert set(HISTORY) <= set(client.rank("ann", top_n=40, keep_seen=True).item_ids)
 
 
@@ -137,6 +137,35 @@ def test_only_the_past_is_history(client):
     assert client.rank(user, ITEMS[:5], at=moment, session_events=later).history_events == 0
 
 
+def test_a_profile_that_was_written_later_is_not_read(client, world):
+    """Ranking for an instant reads the profile vector only if it was there strictly before it."""
+    text = world.spaces["text"]
+    with contextlib.closing(connect(world.home)) as core:
+        write_vectors(core, f"user_{text.space_id}", ["bea"], np.eye(1, text.dim, 1, np.float32), key="user_id")
+    now, items = client.rank("bea", ITEMS[:10]), ITEMS[:10]
+    earlier = client.rank("bea", items, at=datetime.now(UTC) - timedelta(hours=1))
+    nobody = client.rank("nobody", items, at=datetime.now(UTC) - timedelta(hours=1))
+    assert "UNKNOWN_USER" not in reasons(now)
+    assert "UNKNOWN_USER" in reasons(earlier)
+    assert (earlier.item_ids, earlier.scores.tolist()) == (nobody.item_ids, nobody.scores.tolist())
+
+
+def test_a_session_on_a_fast_clock_counts(client):
+    """An event of the session that is dated a little ahead of the server's clock happened just before the request."""
+    ahead = [make_event("item_21", at=datetime.now(UTC) + timedelta(seconds=20))]
+    assert client.rank(f"user_{time.time_ns()}", ITEMS[:5], session_events=ahead).history_events == 1
+
+
+def test_a_query_vector_of_the_wrong_length_is_the_callers_mistake(client, world):
+    """INVALID_ARGUMENT names the space and its dim, and nobody else is degraded by it."""
+    query = common_pb2.Query(vector=to_vector(np.ones(3, np.float32), world.spaces["text"].space_id))
+    for call in (lambda: client.rank("ann", ITEMS[:3], query=query), lambda: client.retrieve(query=query)):
+        with pytest.raises(ClientError, match=f"{world.spaces['text'].space_id} has 384, not 3") as caught:
+            call()
+        assert caught.value.code == "INVALID_ARGUMENT"
+    assert "STORE_UNAVAILABLE" not in reasons(client.rank("ann", ITEMS[:3]))
+
+
 def test_a_query_changes_the_ranking(client):
     """A text query goes into the model's text and image spaces and moves the scores."""
     plain, asked = client.rank("ann", ITEMS[:10]), client.rank("ann", ITEMS[:10], query="a red bicycle")
@@ -166,6 +195,26 @@ def test_replaced_vectors_are_followed(client, world):
     now = time.time_ns() // 1000
     Watermarks(world.home.leases).write("triptych", f"item_{space.space_id}", Watermark(now, now))
     until(lambda: abs(client.rank("ann", [item]).scores[0] - before) > 1e-4)
+
+
+def test_pushed_vectors_are_followed(client, world):
+    """A vector that was replaced in place, without a materialize run, changes the item's score too."""
+    space, item = world.spaces["text"], ITEMS[31]
+    [before] = client.rank("ann", [item]).scores
+    with contextlib.closing(connect(world.home)) as core:
+        write_vectors(core, f"item_{space.space_id}", [item], np.eye(1, space.dim, 2, np.float32))
+    until(lambda: abs(client.rank("ann", [item]).scores[0] - before) > 1e-4)
+
+
+def test_items_that_came_after_training_are_retrieved(client, world):
+    """An item of which the model's own view has no vector is a candidate once it is in memory, and nothing is degraded."""
+    space = world.spaces["image"]
+    with contextlib.closing(connect(world.home)) as core:
+        write_vectors(core, f"item_{space.space_id}", ["fresh"], np.eye(1, space.dim, 3, np.float32))
+    ranking = until(lambda: "fresh" in (r := client.rank("ann", top_n=60)).item_ids and r)
+    assert ranking.candidate_source == "VECTOR_STORE"
+    assert "RETRIEVAL_FALLBACK" not in reasons(ranking)
+    assert "fresh" in client.retrieve("ann", k=60).item_ids
 
 
 def test_retrieval_for_a_user_is_in_the_models_space(client):
@@ -235,6 +284,10 @@ CLICK = {"user_id": "ann", "item_id": "i", "event_type": "click"}
         (RANK, {"user_id": "ann", "query": {"text": " "}}, "query.text"),
         (RETRIEVE, {}, "user_id"),
         (RETRIEVE, {"query": {"vector": {"space_id": "s", "dim": 3, "data": b"1234"}}}, "query.vector.data"),
+        (RETRIEVE, {"query": {"vector": {"space_id": "s", "dim": 1, "data": b"1234"}}}, "query.vector.space_id"),
+        (RETRIEVE, {"query": {"vector": {"space_id": "fused_first", "dim": 1, "data": b"1234"}}}, "query.vector.dim"),
+        (RETRIEVE, {"user_id": "ann", "exclude_item_ids": [f"i{i}" for i in range(5_001)]}, "exclude_item_ids"),
+        (RANK, {"user_id": "ann", "session_events": [CLICK] * 501}, "session_events"),
         (RETRIEVE, {"user_id": "ann", "space_id": "text_x_00000000"}, "space_id"),
         (RECORD, {}, "events"),
         (RECORD, {"events": [CLICK, {**CLICK, "item_id": ""}]}, "events[1].item_id"),
@@ -285,6 +338,23 @@ def test_the_shell_client_ranks_and_records(client, world):
     nobody = shell(world, "models", "--target", "127.0.0.1:1")
     assert nobody.returncode == 1
     assert "triptych serve" in nobody.stderr
+
+
+def test_the_shell_client_tells_degraded_replies_by_its_exit_code(client, world):
+    """3 for an unknown user; 0 where all that is missing is a modality of some items."""
+    assert shell(world, "rank", "ann", SILENT_ITEMS[0]).returncode == 0
+    unknown = shell(world, "rank", "nobody", ITEMS[0], "--json")
+    assert unknown.returncode == 3
+    assert json.loads(unknown.stdout)["degraded"][0]["reason"] == "UNKNOWN_USER"
+
+
+def test_the_shell_client_prints_ids_as_they_are(client, world):
+    """Brackets in ids are data: they are printed, and never read as markup."""
+    table = shell(world, "rank", "[i]nobody", "[red]item", "[/]item").stdout
+    assert "[red]item" in table
+    assert "[/]item" in table
+    assert "[i]nobody" in table
+    assert "[b]event" in shell(world, "event", "ann_2", ITEMS[0], "--event-id", "[b]event").stdout
 
 
 def test_ranking_outlives_the_vector_store(client, world):

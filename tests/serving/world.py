@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from encoders.profiles import profile_spaces
 from encoders.space import EmbeddingSpace
 from feature_store import embedded
-from feature_store.connection import connect
+from feature_store.connection import connect, milvus_uri
 from feature_store.home import Home
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_schema import ViewSchema
@@ -67,6 +68,14 @@ def make_world(root: Path) -> World:
     checkpoint.promote(home, "first")
     write_fused(home)
     return World(home, spaces)
+
+
+def annex(world: World, root: Path) -> tuple[Home, dict[str, str]]:
+    """Another home with the same spaces, models and Milvus, and the environment that a process of it needs."""
+    home = Home(root).create()
+    shutil.copytree(world.home.models, home.models, dirs_exist_ok=True)
+    shutil.copy(world.home.spaces, home.spaces)
+    return home, {"TRIPTYCH_MILVUS_URI": milvus_uri(world.home)}
 
 
 def write_items(core: MilvusCore, spaces: Mapping[str, EmbeddingSpace]) -> None:

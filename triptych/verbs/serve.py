@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.console import console, fail
+from triptych.console import EXIT_USAGE, console, fail
 
 if TYPE_CHECKING:
     from serving.server import Server
@@ -36,6 +36,8 @@ def serve(
     """
     import asyncio
 
+    from pydantic import ValidationError
+
     from feature_store.home import Home, find_home
     from serving.errors import ServingError
     from serving.logs import configure
@@ -49,7 +51,11 @@ def serve(
         "encoders": encoders,
         "log_level": log_level,
     }
-    settings = ServeSettings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        settings = ServeSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}, not {one['input']!r}" for one in error.errors())
+        fail("; ".join(wrong), EXIT_USAGE)
     configure(settings.log_level)
     root = Home(home.expanduser().resolve()) if home else find_home()
     try:
