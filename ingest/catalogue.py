@@ -1,16 +1,18 @@
 """Catalogue manifests: which columns mean what, and one checked `CatalogueItem` per good row."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ingest.errors import ManifestError, RowError
 from ingest.quarantine import Quarantine, Refusal
 from ingest.records import RecordFile, id_of, number_of, text_of, timestamp_of
 
-COLUMNS: Final = ("item_id", "title", "description", "category", "price", "image", "audio", "available_at")
+CONTENT_FIELDS: Final = ("title", "description", "category", "price", "image", "audio")
 CONTENT_COLUMNS: Final = ("title", "description", "image", "audio")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class CatalogueItem:
     """One checked row of a manifest; media are absolute paths that were not opened yet.
 
     `available_us` is when the content became true, in microseconds since the epoch; None where the manifest does not say.
+    `given` names the columns that the row has and that could be read, empty or not: only these replace what is stored.
     """
 
     row: int
@@ -29,6 +32,7 @@ class CatalogueItem:
     image: Path | None
     audio: Path | None
     available_us: int | None
+    given: frozenset[str] = frozenset(CONTENT_FIELDS)
 
     @property
     def text(self) -> str:
@@ -72,37 +76,40 @@ def read_items(records: RecordFile, quarantine: Quarantine) -> Iterator[Catalogu
 
 
 def _item(number: int, row: dict[str, Any], folder: Path, quarantine: Quarantine) -> CatalogueItem:
-    item_id = id_of(row, "item_id")
-    try:
-        price = number_of(row, "price")
-    except RowError as error:
-        quarantine.add(
-            Refusal(
-                number,
-                item_id,
-                "price",
-                text_of(row, "price")[:80],
-                error.code,
-                f"{error}; the item was kept without it",
-            )
-        )
-        price = None
+    item_id, given = id_of(row, "item_id"), {name for name in CONTENT_FIELDS if name in row}
+
+    def read(column: str, how: Callable[[], T]) -> T | None:
+        """One part; what cannot be read is quarantined alone, and counts as not given."""
+        try:
+            return how()
+        except RowError as error:
+            given.discard(column)
+            message = f"{error}; the rest of the item was kept"
+            quarantine.add(Refusal(number, item_id, column, text_of(row, column)[:200], error.code, message))
+            return None
+
+    updated_us, available_us = timestamp_of(row, "updated_at"), timestamp_of(row, "available_at")
     item = CatalogueItem(
         number,
         item_id,
         text_of(row, "title"),
         text_of(row, "description"),
         text_of(row, "category"),
-        price,
-        _path(row, "image", folder),
-        _path(row, "audio", folder),
-        timestamp_of(row, "available_at"),
+        read("price", lambda: number_of(row, "price")),
+        read("image", lambda: _path(row, "image", folder)),
+        read("audio", lambda: _path(row, "audio", folder)),
+        available_us if updated_us is None else updated_us,
     )
     if not (item.text or item.image or item.audio):
         raise RowError("nothing_to_encode", f"item {item_id!r} has no title, description, image or audio")
-    return item
+    return replace(item, given=frozenset(given))
 
 
 def _path(row: dict[str, Any], column: str, folder: Path) -> Path | None:
     value = text_of(row, column)
+    if "://" in value:
+        raise RowError(
+            f"bad_{column}",
+            f"{column} {value[:80]!r} is an address; media are not fetched: download it and give its path",
+        )
     return folder / value if value else None

@@ -1,7 +1,7 @@
 """Errors of this room.
 
 IngestError
-|- ManifestError    the file as a whole cannot be read: nothing was stored
+|- ManifestError    the file as a whole cannot be read, from its start or from some row on
 `- RowError         one row, or one part of it, is wrong: it is quarantined and the run goes on
 """
 
@@ -11,7 +11,7 @@ class IngestError(Exception):
 
 
 class ManifestError(IngestError):
-    """A manifest that cannot be read as a whole; nothing was stored."""
+    """A file that cannot be read: found at once, before anything is stored, or at a later row, after whole chunks were."""
 
 
 class RowError(IngestError):

@@ -20,7 +20,8 @@ from ingest.quarantine import Quarantine, Refusal
 from ingest.records import RecordFile, id_of, number_of, text_of, timestamp_of
 
 DEFAULT_EVENT_TYPE: Final = "click"
-MAX_EVENT_TYPE_CHARS: Final = 40
+# As the server has it, so that what one accepts the other does too.
+MAX_EVENT_TYPE_BYTES: Final = 32
 CHUNK_EVENTS: Final = 100_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,7 +43,7 @@ def load_interactions(
 ) -> EventsReport:
     """Append a file of interactions to the offline tables.
 
-    Columns: `user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`, `impression_id`. Bad rows are quarantined. Raises `ManifestError` where the file as a whole cannot be read; nothing was stored then.
+    Columns: `user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`, `impression_id`. Bad rows are quarantined. Raises `ManifestError` where the file cannot be read; loading it again once it is mended adds no event twice.
     """
     records = RecordFile(path, mapping or {})
     records.require("user_id")
@@ -88,15 +89,15 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
     if timestamp_us is None:
         raise RowError("missing_event_timestamp", "event_timestamp is empty")
     event_type = text_of(row, "event_type") or DEFAULT_EVENT_TYPE
-    if len(event_type) > MAX_EVENT_TYPE_CHARS:
+    if len(event_type.encode()) > MAX_EVENT_TYPE_BYTES:
         raise RowError(
-            "bad_event_type", f"event_type {event_type[:40]!r}... is longer than {MAX_EVENT_TYPE_CHARS} characters"
+            "bad_event_type", f"event_type {event_type[:40]!r}... is longer than {MAX_EVENT_TYPE_BYTES} bytes"
         )
     return {
         "event_id": id_of(row, "event_id")
         if text_of(row, "event_id")
         else event_id_of(user_id, item_id, event_type, timestamp_us),
-        "impression_id": text_of(row, "impression_id") or None,
+        "impression_id": id_of(row, "impression_id") if text_of(row, "impression_id") else None,
         "user_id": user_id,
         "item_id": item_id,
         "event_type": event_type,
@@ -132,6 +133,8 @@ def _row(event: LoggedEvent) -> dict[str, Any]:
     return {
         "event_id": event.event_id,
         "impression_id": event.impression_id or None,
+        "request_id": event.request_id or None,
+        "propensity": event.propensity,
         "user_id": event.user_id,
         "item_id": event.item_id,
         "event_type": event.event_type,

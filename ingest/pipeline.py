@@ -13,9 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from encoders.media import MediaLimits
 from encoders.profiles import Encoders
 from encoders.space import MODALITIES, EmbeddingSpace
@@ -93,18 +90,17 @@ def ingest_manifest(
         progress: called with the number of parts done; a row has one part per encoder, missing or not.
 
     Raises:
-        ManifestError: the file as a whole cannot be read; nothing was stored.
+        ManifestError: the file cannot be read; what came before an unreadable row is stored, and a later run goes on from there.
     """
     started = time.monotonic()
     records = open_manifest(manifest, mapping)
-    described = frozenset(records.columns())
     home.create()
     register_spaces(home, encoders.spaces)
     tables = Tables(home)
     report = IngestReport(manifest, spaces=list(encoders.spaces))
     with Quarantine(home.quarantine, manifest) as quarantine:
         default_us = first_instant(tables) if default_available_us is None else default_available_us
-        writer = ChunkWriter(tables, encoders, quarantine, limits or MediaLimits(), default_us, described, progress)
+        writer = ChunkWriter(tables, encoders, quarantine, limits or MediaLimits(), default_us, progress)
         for chunk in in_chunks(read_items(records, quarantine), CHUNK_ITEMS):
             writer.write([item for item in chunk if item is not None])
             report.rows += len(chunk)
@@ -123,10 +119,8 @@ def ingest_manifest(
 
 def first_instant(tables: Tables) -> int:
     """When items that do not say it became available: a second before the first stored interaction, else now, in us."""
-    events = tables.read_interactions()
-    if events.num_rows == 0:
-        return time.time_ns() // 1000
-    return int(pc.min(events["event_timestamp"].cast(pa.int64())).as_py()) - MICROSECONDS
+    first = tables.first_interaction_us()
+    return time.time_ns() // 1000 if first is None else first - MICROSECONDS
 
 
 def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

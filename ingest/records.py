@@ -3,6 +3,7 @@
 Catalogue manifests, interactions and profiles all come through here, so that each names its columns and its mistakes alike.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import ManifestError, RowError
@@ -51,12 +53,14 @@ class RecordFile:
             with self._open() as handle:
                 names = next(csv.reader(handle), [])
         else:
-            names = list(next((r for _, r in self._jsonl() if isinstance(r, dict)), {}))
+            names = list(next((row for _, row in self._raw() if isinstance(row, dict)), {}))
         return [self.mapping.get(name, name) for name in names]
 
     def require(self, *columns: str) -> None:
-        """Raise `ManifestError` where a column is missing, naming those that are there."""
+        """Raise `ManifestError` where a column is missing, or there twice, naming those that are there."""
         there = self.columns()
+        if twice := [name for name in dict.fromkeys(there) if there.count(name) > 1]:
+            raise ManifestError(f"{self.path}: there are two columns {twice[0]!r}; rename one of them")
         for column in columns:
             if column not in there:
                 raise ManifestError(
@@ -78,7 +82,14 @@ class RecordFile:
                 yield number, {self.mapping.get(name, name): value for name, value in row.items()}
 
     def _raw(self) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-        return {"csv": self._csv, "jsonl": self._jsonl, "parquet": self._parquet}[self.format]()
+        try:
+            yield from {"csv": self._csv, "jsonl": self._jsonl, "parquet": self._parquet}[self.format]()
+        except UnicodeDecodeError as error:
+            raise ManifestError(
+                f"{self.path}: not UTF-8 text ({error.reason}: {error.object[error.start : error.end]!r}); save it as UTF-8"
+            ) from error
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"{self.path}: cannot be read to its end ({error})") from error
 
     def _open(self) -> Any:
         return self.path.open(encoding="utf-8-sig", newline="")
@@ -121,16 +132,22 @@ class RecordFile:
 
 def _check_is_what_it_says(path: Path) -> None:
     """Raise `ManifestError` where the file is missing, of an unknown ending, or not what its ending says."""
-    if not path.is_file():
+    if not path.exists():
         raise ManifestError(f"{path}: no such file")
+    if not path.is_file():
+        raise ManifestError(f"{path}: a folder or device, not a file")
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ManifestError(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}")
     with path.open("rb") as handle:
         head = handle.read(_HEAD_BYTES)
     found = _sniff(head)
-    if found != kind:
+    if found in FORMATS.values() and found != kind:
         raise ManifestError(f"{path}: named {path.suffix} but its content is {found}; give it the ending that fits")
+    if found != kind:
+        raise ManifestError(
+            f"{path}: its content is {found}; CSV and JSON Lines must be UTF-8 text with one record a line"
+        )
     if kind == "parquet":
         try:
             pq.read_metadata(path)
@@ -142,10 +159,8 @@ def _sniff(head: bytes) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
     try:
-        # A cut may fall inside a character: `ignore` only at the very end.
-        text = head[: head.rfind(b"\n") + 1 or None].decode(
-            "utf-8-sig", "ignore" if len(head) == _HEAD_BYTES else "strict"
-        )
+        # A character that the cut falls into is left to the reader: only whole input is final.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < _HEAD_BYTES)
     except UnicodeDecodeError:
         return "not UTF-8 text"
     if "\0" in text:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,7 +106,7 @@ def _users(tables: Tables, at_us: int, limit: int) -> Iterator[_User]:
     table = tables.read_interactions(before_us=at_us)
     ids = table["user_id"].to_pylist()
     starts = [row for row in range(len(ids)) if row == 0 or ids[row] != ids[row - 1]]
-    for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
+    for start, stop in pairwise([*starts, len(ids)]):
         yield _User(ids[start], history_as_of(events_of(table.slice(start, stop - start)), at_us, limit=limit))
 
 
@@ -160,6 +161,7 @@ def _write_interests(
     register_spaces(home, [target], "user")
     stored = tables.embedding_index("user", target.space_id)
     written: list[tuple[_User, str, NDArray[np.float32]]] = []
+    gone: list[_User] = []
     for user in users:
         rows = [(place, row_of[item_id]) for place, item_id in enumerate(user.events.item_ids) if item_id in row_of]
         digest = _digest(user, [(place, items.content_sha256[row]) for place, row in rows])
@@ -168,6 +170,8 @@ def _write_interests(
         vector = _interest(user, rows, items.vectors, decay)
         if vector is not None:
             written.append((user, digest, vector))
+        elif user.user_id in stored:
+            gone.append(user)
     report.interests[target.space_id] = len(written)
     if written:
         tables.write_embeddings(
@@ -178,6 +182,9 @@ def _write_interests(
             content_sha256=[digest for _, digest, _ in written],
             event_timestamp=np.array([user.last_us for user, _, _ in written], np.int64),
         )
+    if gone:
+        times = np.array([user.last_us for user in gone], np.int64)
+        tables.delete_embeddings("user", target, [user.user_id for user in gone], times)
     return set(row_of)
 
 
@@ -217,19 +224,26 @@ def encode_profiles(
     register_spaces(home, [encoder.space], "user")
     stored = tables.embedding_index("user", encoder.space.space_id)
     with Quarantine(home.quarantine, path) as quarantine:
-        rows = _profiles(records, quarantine, limits or MediaLimits(), first_instant(tables))
+        rows = _profiles(records, quarantine, limits or MediaLimits())
         changed = {user: row for user, row in rows.items() if stored.get(user, ("", 0))[0] != row["sha"]}
         report.quarantined, report.quarantine_file = len(quarantine), quarantine.path if len(quarantine) else None
     report.users, report.unchanged = len(rows), len(rows) - len(changed)
     report.texts[encoder.space.space_id] = len(changed)
     if changed:
+        _date(changed, set(stored), first_instant(tables))
         _write_profiles(tables, encoder, changed)
     return report
 
 
-def _profiles(
-    records: RecordFile, quarantine: Quarantine, limits: MediaLimits, default_us: int
-) -> dict[str, dict[str, Any]]:
+def _date(changed: dict[str, dict[str, Any]], stored: set[str], default_us: int) -> None:
+    """Give undated words their time: now where they replace others, else just before the first interaction."""
+    now_us = time.time_ns() // 1000
+    for user, row in changed.items():
+        if row["us"] is None:
+            row["us"] = now_us if user in stored else default_us
+
+
+def _profiles(records: RecordFile, quarantine: Quarantine, limits: MediaLimits) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for number, row in records:
         user_id = "" if isinstance(row, RowError) else text_of(row, "user_id")
@@ -248,7 +262,7 @@ def _profiles(
         except (RowError, MediaError) as error:
             quarantine.add(Refusal(number, user_id[:128], "row", str(row)[:200], error.code, str(error)))
             continue
-        rows[user_id] = {"text": text, "sha": sha256_hex(text.encode()), "us": default_us if when is None else when}
+        rows[user_id] = {"text": text, "sha": sha256_hex(text.encode()), "us": when}
     return rows
 
 

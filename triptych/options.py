@@ -1,6 +1,5 @@
 """Options that several verbs share."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,10 +10,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 MapOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--map", metavar="THEIRS=OURS", help="A column's name in the file and ours, such as `sku=item_id`; repeatable."
+        "--map",
+        metavar="THEIRS=OURS",
+        help="A column's name in the given files and ours, such as `sku=item_id`; repeatable.",
     ),
 ]
-FileArgument = Annotated[Path, typer.Argument(exists=False, show_default=False)]
 
 
 def column_mapping(pairs: list[str] | None) -> dict[str, str]:
@@ -26,3 +26,14 @@ def column_mapping(pairs: list[str] | None) -> dict[str, str]:
             fail(f"--map {pair!r} must be THEIRS=OURS, such as sku=item_id", EXIT_USAGE)
         mapping[theirs] = ours
     return mapping
+
+
+def instant(option: str, moment: str | None) -> int | None:
+    """An option's ISO 8601 or epoch seconds as microseconds since the epoch; wrong usage ends the command."""
+    from ingest.errors import RowError
+    from ingest.records import timestamp_of
+
+    try:
+        return timestamp_of({option: moment}, option)
+    except RowError as error:
+        fail(error, EXIT_USAGE)

@@ -63,3 +63,17 @@ def test_a_manifest_without_content_columns_is_refused(tmp_path):
     path.write_text("item_id,colour\na,red\n")
     with pytest.raises(ManifestError, match="nothing to encode"):
         open_manifest(path)
+
+
+def test_an_address_is_not_a_path(tmp_path):
+    """Media are not fetched: a web address is refused with that reason, and the item is kept."""
+    (item,), quarantine = read(tmp_path, "item_id,title,image\na,one,https://example.org/a.png\n")
+    assert (item.title, item.image) == ("one", None)
+    assert quarantine.refusals[0].code == "bad_image"
+    assert "download it" in quarantine.refusals[0].reason
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    """Two columns of one name cannot both be meant."""
+    with pytest.raises(ManifestError, match="two columns 'title'"):
+        read(tmp_path, "item_id,title,title\na,one,two\n")

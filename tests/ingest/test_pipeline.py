@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,3 +162,56 @@ def test_progress_counts_every_part_once(tmp_path, place, encoders):
     )
     ingest_manifest(place, path, encoders, progress=done.append)
     assert sum(done) == 4 * len(MODALITIES)
+
+
+def second_space(encoders):
+    """The same text encoder under another template: a space of its own."""
+    from encoders import TextEncoder
+
+    return replace(encoders, text=TextEncoder("bundled", slug="other", template="about {text}"))
+
+
+def test_a_new_space_keeps_the_old_valid_times(tmp_path, place, encoders):
+    """Backfilling a second space dates its vectors as the first has them, although the manifest gives no dates any more."""
+    ingest_manifest(place, manifest(tmp_path, FULL, WORDS), encoders)
+    undated = [{**row, "available_at": ""} for row in (FULL, WORDS)]
+    other = second_space(encoders)
+    ingest_manifest(place, manifest(tmp_path, *undated), other)
+    assert (
+        stored(place, other, "text").event_timestamp.tolist()
+        == stored(place, encoders, "text").event_timestamp.tolist()
+    )
+
+
+def test_columns_that_are_absent_stay_as_they_are_stored(tmp_path, place, encoders):
+    """A manifest of titles changes titles: category, price and description stay, and the text is made with the latter."""
+    row = {**WORDS, "category": "animals", "price": "3.5"}
+    ingest_manifest(place, manifest(tmp_path, row), encoders)
+    path = tmp_path / "titles.csv"
+    path.write_text("item_id,title,price,available_at\nwords,Blue whale,cheap,1997-07-01\n")
+    ingest_manifest(place, path, encoders)
+    (item,) = Tables(place).read_items().to_pylist()
+    assert (item["title"], item["category"], item["price"]) == ("Blue whale", "animals", 3.5)
+    assert item["description"] == "A large sea animal"
+    direct = encoders.text.encode(["Blue whale. A large sea animal"])
+    np.testing.assert_allclose(stored(place, encoders, "text").vectors, direct, atol=1e-3)
+
+
+def test_a_json_row_without_a_key_deletes_nothing(tmp_path, place, encoders):
+    """In JSON Lines each row says for itself which parts it describes."""
+    ingest_manifest(place, manifest(tmp_path, FULL, {**FULL, "item_id": "other"}), encoders)
+    path = tmp_path / "later.jsonl"
+    rows = [{"item_id": "full", "title": "A", "image": ""}, {"item_id": "other", "title": "B"}]
+    path.write_text("".join(json.dumps({**row, "available_at": "1998-01-01"}) + "\n" for row in rows))
+    ingest_manifest(place, path, encoders)
+    assert stored(place, encoders, "image").ids == ["other"]
+
+
+def test_a_corrected_date_is_stored_once(tmp_path, place, encoders):
+    """An earlier date for content that is stored adds the older version; running it again adds nothing."""
+    ingest_manifest(place, manifest(tmp_path, FULL), encoders)
+    path = manifest(tmp_path, {**FULL, "available_at": "1996-01-01"})
+    first = ingest_manifest(place, path, encoders)
+    again = ingest_manifest(place, path, encoders)
+    assert (first.items_written, again.items_written) == (1, 0)
+    assert [again.modalities[m]["encoded"] for m in MODALITIES] == [0, 0, 0]

@@ -135,3 +135,32 @@ def test_numbers_are_finite(value):
     with pytest.raises(RowError):
         number_of({"price": value}, "price")
     assert number_of({"price": ""}, "price") is None
+
+
+def test_text_in_another_encoding_is_named_wherever_it_stands(tmp_path):
+    """A Latin-1 export of many kilobytes is refused by name, whether the first odd character stands early or late."""
+    early, late = tmp_path / "early.csv", tmp_path / "late.csv"
+    early.write_bytes(b"item_id,title\n" + b"a,caf\xe9\n" * 2_000)
+    late.write_bytes(b"item_id,title\n" + b"a,plain\n" * 2_000 + b"a,caf\xe9\n")
+    with pytest.raises(ManifestError, match="not UTF-8 text"):
+        RecordFile(early)
+    with pytest.raises(ManifestError, match="save it as UTF-8"):
+        list(RecordFile(late))
+
+
+def test_a_character_across_the_sniffed_head_is_no_error(tmp_path):
+    """UTF-8 whose multi-byte character straddles the first four kilobytes is read."""
+    path = tmp_path / "m.csv"
+    path.write_text("item_id,title\na," + "é" * 4_000 + "\n", encoding="utf-8")
+    assert len(dict(RecordFile(path))[1]["title"]) == 4_000
+
+
+def test_a_damaged_parquet_page_is_a_manifest_error(tmp_path):
+    """A Parquet file whose pages are overwritten is refused by name, not by a traceback."""
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"item_id": [str(i) for i in range(1_000)]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"\xff" * 196
+    path.write_bytes(bytes(data))
+    with pytest.raises(ManifestError, match=r"m\.parquet"):
+        list(RecordFile(path))

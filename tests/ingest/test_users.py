@@ -2,12 +2,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from encoders.profiles import load_profile
 from encoders.space import EmbeddingSpace
 from feature_store.history import Decay, interest_space
 from feature_store.home import Home
 from feature_store.spaces import read_entries, register_spaces
 from feature_store.tables import Tables
-from ingest.users import build_users
+from ingest.users import build_users, encode_profiles
 
 DAY_US = 86_400_000_000
 SPACE = EmbeddingSpace.from_recipe("text", "hand_made", 4, {"made": "by hand"}, kind="imported")
@@ -96,3 +97,50 @@ def test_the_decay_is_part_of_the_space(place):
     spaces = {e.space.space_id for e in read_entries(place) if e.space.base_space_id == SPACE.space_id}
     assert len(spaces) == 2
     assert INTEREST.space_id in spaces
+
+
+def test_an_interest_that_nothing_supports_any_more_is_deleted(place):
+    """When a user's only item leaves the space, their interest vector goes too."""
+    add(place, "u", ("a", DAY_US))
+    build_users(place)
+    Tables(place).delete_embeddings("item", SPACE, ["a"], np.array([2], np.int64))
+    build_users(place)
+    assert Tables(place).read_embeddings("user", INTEREST.space_id).ids == []
+
+
+@pytest.fixture(scope="module")
+def text():
+    return load_profile("bundled", modalities=("text",)).text
+
+
+def words(tmp_path, *lines):
+    path = tmp_path / "profiles.csv"
+    path.write_text("user_id,text,updated_at\n" + "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_users_own_words_are_encoded_and_bad_rows_quarantined(tmp_path, place, text):
+    """Reviews become vectors in the text space, dated as given; rows without user, words or a readable date are refused."""
+    lines = ["u,I love fire engines,1997-01-01", ",nameless,", "v,,", "w,late,someday", "u,again,"]
+    report = encode_profiles(place, words(tmp_path, *lines), text)
+    assert (report.users, report.texts, report.quarantined) == (1, {text.space.space_id: 1}, 4)
+    found = Tables(place).read_embeddings("user", text.space.space_id)
+    assert (found.ids, found.event_timestamp.tolist()) == (["u"], [852076800_000000])
+    np.testing.assert_allclose(found.vectors, text.encode(["I love fire engines"]), atol=1e-3)
+    assert Tables(place).read_users()["profile_text"].to_pylist() == ["I love fire engines"]
+
+
+def test_changed_words_replace_the_old_ones(tmp_path, place, text):
+    """Undated words are taken as known from the start; changed ones count from now, whatever was loaded in between."""
+    encode_profiles(place, words(tmp_path, "u,first words,"), text)
+    add(place, "u", ("a", DAY_US))
+    changed = words(tmp_path, "u,second words,")
+    assert encode_profiles(place, changed, text).texts == {text.space.space_id: 1}
+    assert encode_profiles(place, changed, text).texts == {text.space.space_id: 0}
+    assert Tables(place).read_users()["profile_text"].to_pylist() == ["second words"]
+
+
+def test_without_interactions_there_are_no_users(place):
+    """A build before anything happened writes nothing and says so."""
+    report = build_users(place)
+    assert (report.users, report.histories) == (0, 0)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from triptych.console import EXIT_PARTIAL, EXIT_USAGE, console, err, fail, print_json, progress
-from triptych.options import JsonOption, MapOption, column_mapping
+from triptych.console import EXIT_PARTIAL, console, err, print_json, progress
+from triptych.options import JsonOption, MapOption, column_mapping, instant
 
 if TYPE_CHECKING:
     from ingest.pipeline import IngestReport
@@ -39,10 +39,10 @@ def ingest(
     """Read a catalogue, check and encode its media, and write the offline tables.
 
     Columns: `item_id`, and any of `title`, `description`, `category`, `price`, `image`, `audio` (paths relative to the manifest) and
-    `available_at`. A part that cannot be read is quarantined with its reason, and the item keeps its other parts. Running it again
+    `available_at`; a column that is absent leaves what is stored. A part that cannot be read is quarantined with its reason, and the item keeps its other parts. Running it again
     encodes only what changed.
 
-    Exit code 0: all rows are in; 3: some were quarantined; 1: the file as a whole could not be read, and nothing was stored.
+    Exit code 0: all rows are in; 3: some were quarantined; 1: the file could not be read.
     """
     from encoders.profiles import load_profile
     from feature_store.home import find_home
@@ -50,16 +50,14 @@ def ingest(
     from ingest.events import load_interactions
     from ingest.pipeline import ingest_manifest
 
-    home, columns, default_us = find_home(), column_mapping(mapping), _microseconds(available_at)
-    rows = open_manifest(manifest, columns).count()
-    quarantined = 0
+    home, columns, default_us = find_home(), column_mapping(mapping), instant("--available-at", available_at)
+    rows, loaded, quarantined = open_manifest(manifest, columns).count(), load_profile(encoders), 0
     if interactions:
         with progress("interactions") as advance:
-            events = load_interactions(home, interactions, progress=advance)
+            events = load_interactions(home, interactions, mapping=columns, progress=advance)
         quarantined += events.quarantined
         err.print(f"{events.written:,} interactions loaded, {events.quarantined:,} quarantined")
         _print_refusals(events.refusals, events.quarantine_file)
-    loaded = load_profile(encoders)
     with progress("parts encoded", rows * len(loaded.spaces)) as advance:
         report = ingest_manifest(
             home, manifest, loaded, mapping=columns, default_available_us=default_us, progress=advance
@@ -70,16 +68,6 @@ def ingest(
         _print(report)
     _print_refusals(report.refusals, report.quarantine_file)
     raise SystemExit(EXIT_PARTIAL if quarantined + report.quarantined else 0)
-
-
-def _microseconds(moment: str | None) -> int | None:
-    from ingest.errors import RowError
-    from ingest.records import timestamp_of
-
-    try:
-        return timestamp_of({"--available-at": moment}, "--available-at")
-    except RowError as error:
-        fail(error, EXIT_USAGE)
 
 
 def _print(report: "IngestReport") -> None:

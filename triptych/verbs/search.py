@@ -39,13 +39,16 @@ def text(
     json: JsonOption = False,
 ) -> None:
     """Find items by words."""
+    from encoders.media import clean_text
     from encoders.profiles import load_profile
 
+    query = clean_text(words)
+    _check_store()
     loaded = load_profile(encoders, modalities=(_modality(space),))
     encoder = loaded.by_modality(space)
     if encoder is None:
         fail(f"these encoders have none for {space}; choose others with --encoders", EXIT_USAGE)
-    _show(encoder.space, loaded.query_encoder(encoder.space.space_id)([words]), count, json)
+    _show(encoder.space, loaded.query_encoder(encoder.space.space_id)([query]), count, json)
 
 
 @app.command()
@@ -60,6 +63,7 @@ def image(
     from encoders.profiles import load_profile
 
     media = decode_image(path)
+    _check_store()
     encoder = load_profile(encoders, modalities=("image",)).image
     if encoder is None:
         fail("these encoders have none for image; choose others with --encoders", EXIT_USAGE)
@@ -78,10 +82,20 @@ def audio(
     from encoders.profiles import load_profile
 
     media = decode_audio(path)
+    _check_store()
     encoder = load_profile(encoders, modalities=("audio",)).audio
     if encoder is None:
         fail("these encoders have none for audio; choose others with --encoders", EXIT_USAGE)
     _show(encoder.space, encoder.encode([media]), count, json)
+
+
+def _check_store() -> None:
+    """Fail at once where Milvus is down, rather than after seconds of loading encoders."""
+    from feature_store.connection import connect
+    from feature_store.home import find_home
+
+    with connect(find_home(), timeout_seconds=10.0) as core:
+        core.list_views()
 
 
 def _modality(name: str) -> str:

@@ -1,6 +1,5 @@
 """`triptych users`: interactions into histories and user vectors."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 from rich.table import Table
 
 from triptych.console import EXIT_PARTIAL, EXIT_USAGE, console, err, fail, print_json, progress
-from triptych.options import JsonOption, MapOption, column_mapping
+from triptych.options import JsonOption, MapOption, column_mapping, instant
 
 app = typer.Typer(rich_markup_mode="markdown", no_args_is_help=True)
 
@@ -58,7 +57,9 @@ def build(
         if events.quarantine_file:
             err.print(f"their reasons: {events.quarantine_file}", markup=False, soft_wrap=True)
     with progress("users") as advance:
-        report = build_users(home, at_us=_instant(at), decay=Decay(half_life_days=half_life_days), progress=advance)
+        report = build_users(
+            home, at_us=instant("--at", at), decay=Decay(half_life_days=half_life_days), progress=advance
+        )
     if profiles:
         from encoders.profiles import load_profile
 
@@ -86,13 +87,3 @@ def build(
     if report.unknown_items:
         err.print(f"{report.unknown_items:,} items in the interactions have no vector: ingest them too", style="yellow")
     raise SystemExit(EXIT_PARTIAL if quarantined else 0)
-
-
-def _instant(moment: str | None) -> int | None:
-    if moment is None:
-        return None
-    try:
-        parsed = datetime.fromisoformat(moment)
-    except ValueError:
-        fail(f"--at {moment!r} is not ISO 8601, such as 2026-01-31T12:00:00Z", EXIT_USAGE)
-    return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1_000_000)
