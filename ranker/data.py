@@ -138,11 +138,25 @@ class Split:
     test_start_us: int
 
 
+def too_few(ts: "TrainingSet", why: str) -> TrainingSetError:
+    """The error of a training set with too little in it: `why`, how much there is, and what to do about it."""
+    events, labels = sum(len(e) for e in ts.events.values()), len(ts.labels)
+    counted = f"{why}. There are {labels:,} labels from {events:,} interactions of {len(ts.events):,} users"
+    if not events:
+        return TrainingSetError(f"{counted}; load some with `triptych users build --interactions FILE`")
+    if events - labels < labels:
+        return TrainingSetError(f"{counted}; load more with `triptych users build --interactions FILE`")
+    return TrainingSetError(
+        f"{counted}, since {events - labels:,} came before their item was known, or are about items that nobody ingested; ingest them "
+        "all, and say since when they were there: a column `available_at`, or `triptych ingest --available-at DATE`"
+    )
+
+
 def time_split(labels: Labels, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
     """Split labels by instants, so that all of one instant are on one side; raises `TrainingSetError` where a part is empty."""
     times = np.sort(labels.timestamps_us)
     if not len(times):
-        raise TrainingSetError("there are no labels to train on: ingest interactions first")
+        raise TrainingSetError("there are no labels to train on")
     cuts = [int(times[min(len(times) - 1, round(len(times) * sum(fractions[:n])))]) for n in (1, 2)]
     side = np.searchsorted(cuts, labels.timestamps_us, side="right")
     parts = [labels.take(np.flatnonzero(side == part)) for part in range(3)]
@@ -183,6 +197,11 @@ class TrainingSet:
             tables = {
                 name: pq.read_table(folder / f"{name}.parquet") for name in ("items", "labels", "events", "users")
             }
+        except FileNotFoundError as error:
+            raise TrainingSetError(
+                f"training set {folder} is gone or incomplete ({error.filename or error}): restore the folder, or train a model of another "
+                "name with `triptych train`, which writes its own"
+            ) from error
         except (OSError, ValueError) as error:
             raise TrainingSetError(f"training set {folder} cannot be read: {error}") from error
         spaces = spaces_by_modality([EmbeddingSpace.from_dict(space) for space in meta["spaces"]])
@@ -281,9 +300,13 @@ def _read_labels(table: pa.Table) -> Labels:
 
 def _read_events(table: pa.Table) -> dict[str, Events]:
     table = table.sort_by([("user_id", "ascending"), ("timestamp_us", "ascending"), ("event_id", "ascending")])
-    users: list[str] = table["user_id"].to_pylist()
-    ids, items, kinds = (table[name].to_pylist() for name in ("event_id", "item_id", "event_type"))
-    values, times = _floats(table, "value"), _ints(table, "timestamp_us")
+    return events_by_user(table, _ints(table, "timestamp_us"))
+
+
+def events_by_user(table: pa.Table, times: Ints) -> dict[str, Events]:
+    """Each user's events, of a table sorted by (user_id, time); `times` [n] in us."""
+    users, ids, items, kinds = (table[c].to_pylist() for c in ("user_id", "event_id", "item_id", "event_type"))
+    values = _floats(table, "value")
     edges = [*(i for i, user in enumerate(users) if i == 0 or user != users[i - 1]), len(users)]
     return {users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b]) for a, b in pairwise(edges)}
 

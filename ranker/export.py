@@ -4,7 +4,6 @@ From there they go to Milvus like all others, so that retrieval searches by the 
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from feature_store.history import Events, history_as_of
 from feature_store.home import Home
 from feature_store.spaces import register_spaces
 from feature_store.tables import Tables
+from ranker.data import events_by_user
 from ranker.inputs import ItemBatch
 from ranker.scorer import Context, ItemTokens, Ranker, UserState
 
@@ -89,11 +89,7 @@ def _aligned(
 def read_histories(tables: Tables) -> dict[str, Events]:
     """Every user's events, oldest first."""
     table = tables.read_interactions()
-    times = np.asarray(table["event_timestamp"].cast(pa.int64()), np.int64)
-    values = np.asarray(table["value"].cast(pa.float64()).fill_null(np.nan), np.float64)
-    ids, items, kinds, users = (table[c].to_pylist() for c in ("event_id", "item_id", "event_type", "user_id"))
-    edges = [*(i for i, user in enumerate(users) if i == 0 or user != users[i - 1]), len(users)]
-    return {users[a]: Events(ids[a:b], items[a:b], kinds[a:b], values[a:b], times[a:b]) for a, b in pairwise(edges)}
+    return events_by_user(table, np.asarray(table["event_timestamp"].cast(pa.int64()), np.int64))
 
 
 def _user_vectors(

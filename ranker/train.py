@@ -10,7 +10,8 @@ left alone.
 import copy
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ from torch import Tensor
 from encoders.space import check_model_id
 from ranker import checkpoint, metrics
 from ranker.config import RankerConfig
-from ranker.data import Ints, Labels, Split, TrainingSet, time_split
+from ranker.data import Ints, Labels, Split, TrainingSet, time_split, too_few
 from ranker.errors import TrainingSetError
 from ranker.evaluate import evaluate, torch_threads
 from ranker.examples import Examples, build_examples
@@ -113,16 +114,25 @@ def train(
     """
     started = time.perf_counter()
     checkpoint.refuse_overwrite(models_dir / check_model_id(model_id))
-    split = time_split(ts.labels)
-    vocabulary = build_vocabulary(ts, split)
-    about = _about(ts, split, model_id, seed, feature_service or f"ranker_{model_id}")
-    with torch.random.fork_rng(devices=[]), torch_threads(config.threads):
+    with _counted(ts), torch.random.fork_rng(devices=[]), torch_threads(config.threads):
+        split = time_split(ts.labels)
+        vocabulary = build_vocabulary(ts, split)
+        about = _about(ts, split, model_id, seed, feature_service or f"ranker_{model_id}")
         torch.manual_seed(seed)
         model, epochs = _fit(ts, split, config, vocabulary, seed, progress)
         report = evaluate(_in_memory(model, vocabulary, model_id, about), ts, split.test)
     seconds = time.perf_counter() - started
     about |= {"metrics": report["scorers"], "epochs": epochs, "train_seconds": round(seconds, 1)}
     return TrainResult(checkpoint.save(models_dir, model_id, model, vocabulary, about), report, epochs, seconds)
+
+
+@contextmanager
+def _counted(ts: TrainingSet) -> Iterator[None]:
+    """Add to an error about too little data how much there is, and what to do."""
+    try:
+        yield
+    except TrainingSetError as error:
+        raise too_few(ts, str(error)) from None
 
 
 def _fit(

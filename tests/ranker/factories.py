@@ -11,11 +11,16 @@ import pyarrow.parquet as pq
 import torch
 
 from encoders.space import EmbeddingSpace
+from feature_store.home import Home
+from feature_store.schemas import timestamps
+from feature_store.spaces import register_spaces
+from feature_store.tables import Tables
 from ranker import checkpoint
 from ranker.config import RankerConfig
 from ranker.inputs import ItemBatch, Shapes, Vocabulary
 from ranker.model import FusionRanker
 
+START_US = 1_700_000_000_000_000
 EVENT_TYPES = ("click", "like", "purchase", "rating", "view")
 TINY = RankerConfig(dim=8, space_dim=6, heads=2, history_length=8)
 
@@ -79,10 +84,56 @@ def tiny_checkpoint(
     return checkpoint.save(models, model_id, model, Vocabulary(tuple(item_ids), tuple(categories), EVENT_TYPES), about)
 
 
+# ---- a small shop in a home's tables ------------------------------------------------------------------------------------
+
+SHOP_IDS = [f"item{i}" for i in range(12)]
+
+
+def small_shop(home: Home, events_from_us: int = START_US) -> Tables:
+    """Fill a home's tables with twelve items, one of them without audio, and two users with three events after an instant."""
+    tables, batch = Tables(home), random_items(example_spaces(), SHOP_IDS)
+    register_spaces(home, list(example_spaces().values()))
+    for modality, space in example_spaces().items():
+        n = 11 if modality == "audio" else 12
+        times = np.full(n, START_US)
+        vectors = batch.vectors[space.space_id][:n]
+        tables.write_embeddings("item", space, SHOP_IDS[:n], vectors, content_sha256=["x"] * n, event_timestamp=times)
+    tables.write_items(_item_table())
+    tables.append_interactions(
+        _interaction_table([("anna", "item1"), ("anna", "item5"), ("bert", "item3")], events_from_us)
+    )
+    return tables
+
+
+def _item_table():
+    n, when = len(SHOP_IDS), timestamps(np.full(len(SHOP_IDS), START_US))
+    text = {name: pa.array([name] * n) for name in ("title", "description", "category")}
+    files = {name: pa.nulls(n, pa.string()) for name in ("image", "audio")}
+    price = {"price": pa.array([1.0] * n), "updated_us": pa.array([START_US] * n)}
+    dates = {"event_timestamp": when, "created": when, "deleted": pa.array([False] * n)}
+    return pa.table({"item_id": SHOP_IDS, **text, **price, **files, **dates})
+
+
+def _interaction_table(pairs, from_us):
+    n = len(pairs)
+    when = timestamps(from_us + 10**9 * np.arange(1, n + 1))
+    return pa.table(
+        {
+            "event_id": [f"e{i}" for i in range(n)],
+            "impression_id": pa.nulls(n, pa.string()),
+            "user_id": [user for user, _ in pairs],
+            "item_id": [item for _, item in pairs],
+            "event_type": ["click"] * n,
+            "value": pa.nulls(n, pa.float64()),
+            "event_timestamp": when,
+            "created": when,
+        }
+    )
+
+
 # ---- a catalogue with planted tastes ------------------------------------------------------------------------------------
 
 DAY_US = 86_400_000_000
-START_US = 1_700_000_000_000_000
 KINDS = 8  # kinds of content in each modality
 LATENT = 8  # directions in which content of one modality varies
 

@@ -19,7 +19,7 @@ def evaluate(
     At each test label the whole catalogue of that instant is ranked, what the user had met before left out, with the history
     strictly before it. Items that nobody had met before the test window are also reported by themselves.
 
-    Reads the training set that `triptych train` left in training/MODEL_ID.
+    Reads the training set that `triptych train` left in training/MODEL_ID; without that folder a model cannot be measured again.
     """
     from feature_store.home import find_home
     from ranker import checkpoint

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="List, promote and undo ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
+    help="List, export, promote and undo ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
 )
 
 
@@ -32,6 +32,30 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print the 
         console.print("no models yet; `triptych train --model-id NAME` makes one")
         return
     _print(rows)
+
+
+@app.command()
+def export(
+    model_id: Annotated[
+        str | None, typer.Argument(help="Checkpoint whose vectors to write; default: the stable one.")
+    ] = None,
+) -> None:
+    """Write the model's own vectors of all items, and of all users with a history, as they are now.
+
+    `triptych train` does it once; run it again, then `triptych materialize`, so that items ingested since can be retrieved too.
+    """
+    from encoders.space import SpaceError, check_model_id
+    from feature_store.errors import FeatureStoreError
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+    from triptych.verbs.train import export as write_vectors
+
+    home = find_home()
+    try:
+        write_vectors(home, home.models / check_model_id(model_id) if model_id else checkpoint.stable_folder(home))
+    except (RankerError, FeatureStoreError, SpaceError) as error:
+        fail(error)
 
 
 @app.command()
@@ -84,11 +108,13 @@ def _row(manifest: dict[str, Any], stable: str | None) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("model", "stable", "made", "NDCG@10", "AUC", "reads")
     for row in rows:
         numbers = [f"{row[name]:.3f}" if row[name] is not None else "-" for name in ("ndcg_at_10", "auc")]
         reads = row["error"] or ", ".join(row["space_ids"].values())
-        table.add_row(row["model_id"], "yes" if row["stable"] else "", row["created"] or "", *numbers, reads)
+        cells = (row["model_id"], "yes" if row["stable"] else "", row["created"] or "", *numbers, reads)
+        table.add_row(*(escape(str(cell)) for cell in cells))
     console.print(table)

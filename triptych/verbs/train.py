@@ -50,12 +50,18 @@ def train(
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
         folder = _training_set(home, model_id, choose_spaces(home, space or []))
         result = _train(home, folder, model_id, preset, seed)
-        _export(home, result.folder)
+    except (RankerError, FeatureStoreError, SpaceError) as error:
+        fail(error)
+    try:
+        export(home, result.folder)
         promoted = promote or checkpoint.stable(home) is None
         if promoted:
             checkpoint.promote(home, model_id)
-    except (RankerError, FeatureStoreError, SpaceError) as error:
-        fail(error)
+    except (RankerError, FeatureStoreError, SpaceError, OSError) as error:
+        fail(
+            f"{model_id} is trained and kept in {result.folder}, but what follows failed: {error}. Once that is mended, run "
+            f"`triptych model export {model_id}`, then `triptych materialize`, then `triptych model promote {model_id}`"
+        )
     _print(result, promoted, as_json)
 
 
@@ -115,7 +121,8 @@ def _train(home: "Home", folder: Path, model_id: str, preset: str, seed: int) ->
         return train.train(ts, config.preset(preset), home.models, model_id, seed=seed, progress=show)
 
 
-def _export(home: "Home", folder: Path) -> None:
+def export(home: "Home", folder: Path) -> None:
+    """Write the fused vectors of the model in `folder`, and say how many there are and what loads them."""
     from feature_store.tables import Tables
     from ranker.export import export_fused
     from ranker.scorer import Ranker
