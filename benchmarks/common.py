@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Better = Literal["higher", "lower"]
@@ -89,6 +90,7 @@ def run(measure: Measure, parts: Sequence[str], description: str, arguments: Seq
     measure(options, record)
     report = document(record)
     Console().print(table(record.claims))
+    Console().print(details_table(record.details))
     if options.json:
         write(report, options.json, merge=bool(options.only))
 
@@ -158,6 +160,17 @@ def table(claims: Iterable[Claim]) -> Table:
         sign = "≥" if claim.better == "higher" else "≤"
         mark = "[green]holds[/]" if claim.holds else "[red]does not hold[/]"
         drawn.add_row(claim.name, f"{claim.value:,.4g}", f"{sign} {claim.bar:,.4g}", claim.unit, mark)
+    return drawn
+
+
+def details_table(details: Mapping[str, Any]) -> Table:
+    """The plain numbers behind the claims, for people; a mapping's entries have a row each."""
+    drawn = Table("detail", title="details")
+    drawn.add_column("value", justify="right")
+    for name, value in details.items():
+        parts = {f"{name} {key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+        for label, part in parts.items():
+            drawn.add_row(escape(label), f"{part:,.4g}" if isinstance(part, float) else escape(str(part)))
     return drawn
 
 

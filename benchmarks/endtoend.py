@@ -1,7 +1,8 @@
-"""The demo's stages with items per second, each beside its limit or its peer in the same run.
+"""The demo's stages end to end, each encoder beside its bare model, and Rank beside an empty gRPC call.
 
-Parts: `stages` walks a generated catalogue through the project's own commands; `encode` compares each encoder with the bare
-forward passes of its model on the very same ready tensors; `rank` compares Rank over all items with an empty gRPC call.
+Parts: `stages` walks a generated catalogue through the project's own commands and holds the whole demo to its time and its ranker to
+what can be known (each stage's rate is a detail); `encode` gives each encoder's speed as a share of the bare forward passes of its
+model on the very same ready tensors; `rank` gives Rank over all items as a multiple of an empty call, taken in turn.
 """
 
 import tempfile
@@ -27,9 +28,10 @@ ITEMS: Final = 300
 USERS: Final = 400
 QUICK_ITEMS: Final = 80
 QUICK_USERS: Final = 150
-STAGE_SECONDS: Final = {"ingest": 40.0, "users": 25.0, "materialize": 30.0, "train": 60.0, "fused": 30.0, "serve": 30.0}
 DEMO_SECONDS: Final = 240.0
 RANK_CALLS: Final = 200
+RANK_WARM_UP_CALLS: Final = 10
+RANK_OVER_EMPTY_CALL: Final = 50.0  # Rank reads a store and scores hundreds of items, where an empty call only travels
 
 
 def measure_all(options: Options, record: Record) -> None:
@@ -64,21 +66,18 @@ def walk_through(folder: Path, options: Options, record: Record) -> None:
 
 
 def claim_stages(seconds: dict[str, float], shop: Shop, record: Record) -> None:
-    """Work per second by stage against the stage's share of the demo's time, process start included."""
+    """The whole demo against its target; work per second by stage, process start included, are the numbers behind it."""
     items, users = len(shop.catalogue.items), len(shop.world.truth.user_ids)
-    events = len(shop.world.events)
-    work = {  # stage -> claim, unit, work done, work of the full demo
-        "ingest": ("ingest_items_per_second", "items/s", items, ITEMS),
-        "users": ("users_built_per_second", "users/s", users, USERS),
-        "materialize": ("materialize_entities_per_second", "entities/s", items + users, ITEMS + USERS),
-        "train": ("train_labels_per_second", "labels/s", events, events),
+    work = {  # stage -> detail, work done
+        "ingest": ("ingest_items_per_second", items),
+        "users": ("users_built_per_second", users),
+        "materialize": ("materialize_entities_per_second", items + users),
+        "train": ("train_labels_per_second", len(shop.world.events)),
     }
-    for stage, (name, unit, done, full) in work.items():
-        record.claim(name, done / seconds[stage], unit, bar=round(full / STAGE_SECONDS[stage], 2))
-    for stage in ("fused", "serve"):
-        record.claim(f"{stage}_seconds", seconds[stage], "s", bar=STAGE_SECONDS[stage], better="lower")
-    record.claim("demo_seconds", sum(seconds.values()), "s", bar=DEMO_SECONDS, better="lower")
+    for stage, (name, done) in work.items():
+        record.note(name, round(done / seconds[stage], 1))
     record.note("seconds", seconds)
+    record.claim("demo_seconds", sum(seconds.values()), "s", bar=DEMO_SECONDS, better="lower")
 
 
 def claim_quality(metrics: dict[str, float], record: Record) -> None:
@@ -164,24 +163,35 @@ def measure_rank(address: str, shop: Shop, record: Record) -> None:
     """Rank over all items as candidates, and over retrieved ones, beside an empty call on the same channel."""
     users, items = shop.world.truth.user_ids, shop.world.truth.item_ids
     with Client(address) as client:
-        empty = median_ms(lambda _: client.healthy(), users)
-        given = median_ms(lambda user: client.rank(user, items, top_n=10), users)
-        found = median_ms(lambda user: client.rank(user, top_n=10), users)
-    record.claim("rank_all_items_p50_ms", given, "ms", bar=50.0, better="lower")
-    record.claim("rank_retrieved_p50_ms", found, "ms", bar=80.0, better="lower")
+        empty, given, found = median_ms(
+            users,
+            lambda _: client.healthy(),
+            lambda user: client.rank(user, items, top_n=10),
+            lambda user: client.rank(user, top_n=10),
+        )
+    record.claim("rank_over_empty_call", given / empty, "ratio", bar=RANK_OVER_EMPTY_CALL, better="lower")
     record.note("empty_grpc_call_p50_ms", round(empty, 3))
+    record.note("rank_all_items_p50_ms", round(given, 3))
+    record.note("rank_retrieved_p50_ms", round(found, 3))
     record.note("rank_all_items_per_second", round(len(items) / given * 1000))
 
 
-def median_ms(call: Callable[[str], object], users: Sequence[str]) -> float:
-    """Median milliseconds of `RANK_CALLS` calls over different users, the first ten left out."""
-    taken = []
-    for number in range(RANK_CALLS + 10):
-        started = time.perf_counter()
-        call(users[number % len(users)])
-        taken.append(1000 * (time.perf_counter() - started))
-    return float(np.median(taken[10:]))
+def median_ms(users: Sequence[str], *calls: Callable[[str], object]) -> list[float]:
+    """Median milliseconds of `RANK_CALLS` runs of each call over different users, taken in turn after a warm-up."""
+    taken = [[timed_ms(call, users[n % len(users)]) for call in calls] for n in range(RANK_WARM_UP_CALLS + RANK_CALLS)]
+    return [float(median) for median in np.median(taken[RANK_WARM_UP_CALLS:], axis=0)]
+
+
+def timed_ms(call: Callable[[str], object], user: str) -> float:
+    """Milliseconds of one call."""
+    started = time.perf_counter()
+    call(user)
+    return 1000 * (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    run(measure_all, PARTS, "The demo's stages with items per second, beside their limits.")
+    run(
+        measure_all,
+        PARTS,
+        "The demo end to end: its stages, its encoders beside their models, Rank beside an empty call.",
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,9 @@ def test_the_json_has_the_one_form(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"machine", "date", "claims"} <= set(report)
     assert all(set(claim) == {"name", "value", "unit", "bar", "better", "holds"} for claim in report["claims"])
     assert [claim["holds"] for claim in report["claims"]] == [True, False]
-    assert "does not hold" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "does not hold" in printed
+    assert re.search(r"empty_call_ms\W+0\.2", printed), "details are printed beside the claims"
 
 
 def test_only_replaces_its_own_claims(tmp_path: Path):
