@@ -96,10 +96,12 @@ def stop(home: Home, timeout_seconds: float = 20.0) -> bool:
 
 def _end(pid: int, home: Home, timeout_seconds: float) -> None:
     for number, patience in ((signal.SIGTERM, timeout_seconds), (signal.SIGKILL, 5.0)):
-        os.kill(pid, number)
+        if _is_ours(pid, home):
+            os.kill(pid, number)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if not _is_ours(pid, home):
+            # Not `_is_ours`: a process that is about to end has no arguments any more, and holds its files yet.
+            if not _lives(pid):
                 _reap(pid)
                 return
             time.sleep(POLL_SECONDS)
@@ -107,19 +109,27 @@ def _end(pid: int, home: Home, timeout_seconds: float) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Collect the process if it is our child, so that it does not stay a zombie."""
+    """Collect the ended process if it is our child, so that it does not stay a zombie."""
     with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+        os.waitpid(pid, 0)
 
 
 def _is_ours(pid: int, home: Home) -> bool:
     """Whether `pid` lives and is a server on this home's data: a process id may have been given to somebody else since."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return _lives(pid) and b"milvus_lite" in arguments and str(home.milvus_data).encode() in arguments
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie: one whose main thread has ended may have others that end yet."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in {"Z", "X"} or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
     except (OSError, IndexError):
         return False
-    return state != "Z" and b"milvus_lite" in arguments and str(home.milvus_data).encode() in arguments
 
 
 def wait_until_healthy(uri: str, timeout_seconds: float, process: subprocess.Popen[bytes] | None = None) -> None:
