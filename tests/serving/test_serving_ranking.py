@@ -187,23 +187,25 @@ def test_retrieval_finds_what_the_query_says(client, world):
 def test_replaced_vectors_are_followed(client, world):
     """A vector that a materialize run replaced under the same id changes the item's score without anybody's call."""
     space, item = world.spaces["text"], ITEMS[30]
-    [before] = client.rank("ann", [item]).scores
+    moment = datetime.now(UTC)  # one instant: scores follow the clock too
+    [before] = client.rank("ann", [item], at=moment).scores
     vector = np.zeros((1, space.dim), np.float32)
     vector[0, 1] = 1.0
     with contextlib.closing(connect(world.home)) as core:
         write_vectors(core, f"item_{space.space_id}", [item], vector)
     now = time.time_ns() // 1000
     Watermarks(world.home.leases).write("triptych", f"item_{space.space_id}", Watermark(now, now))
-    until(lambda: abs(client.rank("ann", [item]).scores[0] - before) > 1e-4)
+    until(lambda: abs(client.rank("ann", [item], at=moment).scores[0] - before) > 1e-4)
 
 
 def test_pushed_vectors_are_followed(client, world):
     """A vector that was replaced in place, without a materialize run, changes the item's score too."""
     space, item = world.spaces["text"], ITEMS[31]
-    [before] = client.rank("ann", [item]).scores
+    moment = datetime.now(UTC)  # one instant: scores follow the clock too
+    [before] = client.rank("ann", [item], at=moment).scores
     with contextlib.closing(connect(world.home)) as core:
         write_vectors(core, f"item_{space.space_id}", [item], np.eye(1, space.dim, 2, np.float32))
-    until(lambda: abs(client.rank("ann", [item]).scores[0] - before) > 1e-4)
+    until(lambda: abs(client.rank("ann", [item], at=moment).scores[0] - before) > 1e-4)
 
 
 def test_items_that_came_after_training_are_retrieved(client, world):
