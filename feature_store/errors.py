@@ -1,6 +1,7 @@
 """What can go wrong in the feature store.
 
 FeatureStoreError
+├── HomeError             the root folder cannot be made
 ├── SpaceRegistryError    spaces.yaml is unreadable, or a space contradicts the one registered under its id
 ├── TableError            rows that an offline table refuses, or a part that cannot be read
 ├── StoreUnavailable      Milvus does not answer, or nobody has started it
@@ -14,6 +15,10 @@ FeatureStoreError
 
 class FeatureStoreError(Exception):
     """Base of all errors of this room."""
+
+
+class HomeError(FeatureStoreError):
+    """The root folder cannot be made where it was asked for."""
 
 
 class SpaceRegistryError(FeatureStoreError):

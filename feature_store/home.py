@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from feature_store.errors import HomeError
+
 HOME_VARIABLE: Final = "TRIPTYCH_HOME"
 FEAST_YAML_VARIABLE: Final = "FEAST_FS_YAML_FILE_PATH"
 FOLDER_NAME: Final = ".triptych"
@@ -80,9 +82,14 @@ class Home:
         return self.root / "logs"
 
     def create(self) -> "Home":
-        """Make the root and its folders; keep what is there."""
-        for folder in (self.root, self.tables, self.models, self.training, self.quarantine, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the root and its folders; keep what is there. Raises `HomeError` where that cannot be done."""
+        try:
+            for folder in (self.root, self.tables, self.models, self.training, self.quarantine, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomeError(
+                f"the root folder {self.root} cannot be made ({error.strerror}); set {HOME_VARIABLE} to another"
+            ) from error
         return self
 
 

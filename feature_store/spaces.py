@@ -64,10 +64,12 @@ def read_entries(home: Home) -> list[SpaceEntry]:
 
 def _parse(path: Path) -> list[SpaceEntry]:
     try:
-        data = yaml.safe_load(path.read_text()) or {}
-        return [_entry(row) for row in data.get("spaces") or []]
-    except (yaml.YAMLError, SpaceError, AttributeError, TypeError, ValueError) as error:
-        raise SpaceRegistryError(f"{path} is not a list of embedding spaces: {error}") from error
+        return [_entry(row) for row in yaml.safe_load(path.read_text())["spaces"] or []]
+    except (yaml.YAMLError, SpaceError, AttributeError, KeyError, TypeError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise SpaceRegistryError(
+            f"{path} is not a list of embedding spaces under the key 'spaces': {detail}"
+        ) from error
 
 
 def _entry(row: dict[str, Any]) -> SpaceEntry:

@@ -297,4 +297,5 @@ def _response(
         history_events=len(reader.encoded.positions),
         space_ids=list(model.ranker.space_ids.values()),
         time=convert.timestamp(at.now_us),
+        base_score=ranked.base_score,
     )

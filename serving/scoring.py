@@ -42,12 +42,16 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best candidates, best first: `rows` [n] of the candidates, `shares` [n, groups], `influences` per result."""
+    """The best candidates, best first: `rows` [n] of the candidates, `shares` [n, groups], `influences` per result.
+
+    Shares sum to the score minus `base_score`.
+    """
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     shares: NDArray[np.float32]
     influences: list[list[tuple[str, float]]]
+    base_score: float
 
 
 def read_user(model: ServedModel, user: KnownUser, query: dict[str, NDArray[np.float32]], context: Context) -> Reader:
@@ -98,10 +102,12 @@ def rank(
     groups = len(model.ranker.groups)
     shares = np.empty((0, groups), np.float32)
     influences: list[list[tuple[str, float]]] = []
+    base = 0.0
     if explain:
         shares = model.ranker.shares(reader.encoded, candidates.tokens, best, context)
         influences = [_influences(reader.history_ids, scored.attention[row]) for row in best]
-    return Ranked(best, scored.scores[best], shares, influences)
+        base = model.ranker.base_score(reader.encoded, context)
+    return Ranked(best, scored.scores[best], shares, influences, base)
 
 
 def _influences(history_ids: Sequence[str], attention: NDArray[np.float32]) -> list[tuple[str, float]]:

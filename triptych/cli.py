@@ -27,7 +27,7 @@ VERBS: Final = {
     "materialize": "Apply the Feast definitions and load what is new into Milvus.",
     "train": "Train a fusion ranker on a point-in-time training set.",
     "evaluate": "Measure a trained ranker against popularity and random.",
-    "model": "List, promote and undo ranker checkpoints.",
+    "model": "List, export, promote and undo ranker checkpoints.",
     "serve": "Serve embeddings, retrieval, ranking and feedback over gRPC.",
     "client": "Call a running server: rank, retrieve, embed, record events.",
     "search": "Find items by words, a picture or a sound.",

@@ -41,7 +41,8 @@ class Ranking:
 
     Attributes:
         scores: float32 [n].
-        shares: float32 [n, len(share_groups)], exact Shapley values of each group's part in the score.
+        shares: float32 [n, len(share_groups)], exact Shapley values of each group's part in the score; they sum to the score
+            minus `base_score`, which is that of an item of which nothing is known.
         influences: per result, the (history item, attention) that mattered most.
         timings_ms: the server's milliseconds by stage.
     """
@@ -60,6 +61,7 @@ class Ranking:
     candidates: int
     history_events: int
     space_ids: list[str]
+    base_score: float
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def read_ranking(reply: ranking_pb2.RankResponse) -> Ranking:
         candidates=reply.candidates,
         history_events=reply.history_events,
         space_ids=list(reply.space_ids),
+        base_score=reply.base_score,
     )
 
 

@@ -61,11 +61,10 @@ def test_given_candidates_are_ranked_with_reasons(client):
     assert {"history", "score", "total"} <= set(ranking.timings_ms)
 
 
-def test_shares_add_up_to_differences_of_scores(client):
-    """Shares are counted from one base for all items, so that their sums differ exactly as the scores do."""
+def test_shares_and_the_base_add_up_to_scores(client):
+    """A score is the reply's base score plus the item's shares."""
     ranking = client.rank("ann", ITEMS[:6])
-    base = ranking.scores - ranking.shares.sum(axis=1)
-    np.testing.assert_allclose(base, base[0], atol=1e-3)
+    np.testing.assert_allclose(ranking.base_score + ranking.shares.sum(axis=1), ranking.scores, atol=1e-3)
 
 
 def test_retrieved_candidates_leave_out_what_was_seen(client):

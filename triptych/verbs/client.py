@@ -70,8 +70,8 @@ def connected(target: str | None, timeout: float) -> Iterator["Client"]:
 @app.command()
 def rank(
     user: Annotated[str, typer.Argument(help="The user's id; an unknown one is ranked cold.")],
-    items: Annotated[list[str] | None, typer.Argument(help="Candidates. [default: the server retrieves them]")] = None,
-    top_n: Annotated[int, typer.Option("--top", "--top-n", "-n", help="How many results.")] = 10,
+    items: Annotated[list[str] | None, typer.Argument(help="Candidates. Default: the server retrieves them.")] = None,
+    top_n: Annotated[int, typer.Option("--top", "--top-n", "-n", min=1, help="How many results.")] = 10,
     query: Annotated[str, typer.Option(help="What the user searches for right now.")] = "",
     keep_seen: Annotated[bool, typer.Option(help="Keep items of the user's history among retrieved ones.")] = False,
     model_id: ModelId = "",
@@ -103,6 +103,10 @@ def show_ranking(user: str, ranking: "Ranking") -> None:
         shares = [f"{share:+.2f}" for share in ranking.shares[i]]
         add(table, str(i + 1), item_id, f"{ranking.scores[i]:.3f}", *shares, because)
     console.print(table)
+    if ranking.share_groups:
+        console.print(
+            f"a score is {ranking.base_score:+.2f}, that of an item of which nothing is known, plus its shares"
+        )
     source, total = ranking.candidate_source.lower(), ranking.timings_ms.get("total", 0.0)
     console.print(f"{ranking.candidates} candidates ({source}), {ranking.history_events} events read, {total:.1f} ms")
 
@@ -113,7 +117,7 @@ def retrieve(
     query: Annotated[str, typer.Option(help="Words to search with.")] = "",
     image: Annotated[Path | None, typer.Option(help="A picture to search with.")] = None,
     audio: Annotated[Path | None, typer.Option(help="A sound to search with.")] = None,
-    space: Annotated[str, typer.Option(help="Space to search in. [default: the query's own, or the model's]")] = "",
+    space: Annotated[str, typer.Option(help="Space to search in. Default: the query's own, or the model's.")] = "",
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     keep_seen: Annotated[bool, typer.Option(help="Keep items of the user's history.")] = False,
     target: Target = None,

@@ -12,7 +12,7 @@ from rich.table import Table
 from triptych.console import EXIT_FAILED, console, print_json
 from triptych.options import JsonOption
 
-app = typer.Typer(rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 MIN_FREE_GIB = 2.0
 PACKAGES = {
     "torch": "encode",

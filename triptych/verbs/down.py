@@ -4,7 +4,7 @@ import typer
 
 from triptych.console import console
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

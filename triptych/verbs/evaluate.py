@@ -6,7 +6,7 @@ import typer
 
 from triptych.console import console, fail, print_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ingest.pipeline import IngestReport
     from ingest.quarantine import Refusal
 
-app = typer.Typer(rich_markup_mode="markdown")
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 SHOWN_REFUSALS = 10
 
 

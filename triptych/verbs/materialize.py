@@ -8,7 +8,7 @@ import typer
 
 from triptych.console import console, err, print_json
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from feature_store.home import Home
 
 app = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     help="List, export, promote and undo ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
 )

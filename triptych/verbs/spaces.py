@@ -6,7 +6,7 @@ import typer
 
 from triptych.console import console, print_json
 
-app = typer.Typer(help="List the embedding spaces.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="List the embedding spaces.", no_args_is_help=True)
 
 
 @app.callback()
@@ -23,7 +23,7 @@ def list_spaces(as_json: Annotated[bool, typer.Option("--json", help="Print the 
 
     A space of kind `untrained` comes from a fixed-seed initialisation: its vectors tell pictures or sounds apart, and mean little.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from feature_store.home import find_home
     from feature_store.spaces import read_entries
@@ -35,11 +35,9 @@ def list_spaces(as_json: Annotated[bool, typer.Option("--json", help="Print the 
     if as_json:
         print_json([{"entity": e.entity, **e.space.to_dict(), "vectors": count} for e, count in rows])
         return
-    table = Table("space", "of", "modality", "kind", "dim", "vectors", "description")
+    table = Table(Column("space", overflow="fold"), "of", "kind", "dim", "vectors", "description")
     for entry, count in rows:
         space = entry.space
         kind = f"[yellow]{space.kind}[/]" if space.kind == "untrained" else space.kind
-        table.add_row(
-            space.space_id, entry.entity, space.modality, kind, str(space.dim), f"{count:,}", space.description
-        )
+        table.add_row(space.space_id, entry.entity, kind, str(space.dim), f"{count:,}", space.description)
     console.print(table)

@@ -10,7 +10,7 @@ from triptych.console import console, print_json
 if TYPE_CHECKING:
     from feature_store.home import Home
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

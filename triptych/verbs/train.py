@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from feature_store.home import Home
     from ranker.train import Progress, TrainResult
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

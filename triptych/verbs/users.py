@@ -9,7 +9,7 @@ from rich.table import Table
 from triptych.console import EXIT_PARTIAL, EXIT_USAGE, console, err, fail, print_json, progress
 from triptych.options import JsonOption, MapOption, column_mapping, instant
 
-app = typer.Typer(rich_markup_mode="markdown", no_args_is_help=True)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
 
 
 @app.callback()

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos.triptych.v1 import common_pb2 as protos_dot_triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/triptych/v1/ranking.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fprotos/triptych/v1/common.proto\"G\n\x0bRankContext\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xd3\x02\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\r\n\x05top_n\x18\x04 \x01(\r\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x15\n\rimpression_id\x18\x06 \x01(\t\x12*\n\x0esession_events\x18\x07 \x03(\x0b\x32\x12.triptych.v1.Event\x12)\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x18.triptych.v1.RankContext\x12!\n\x05query\x18\t \x01(\x0b\x32\x12.triptych.v1.Query\x12\x19\n\x11\x65xpected_space_id\x18\n \x01(\t\x12\x12\n\nretrieve_k\x18\x0b \x01(\r\x12\x11\n\tkeep_seen\x18\x0c \x01(\x08\x12\x19\n\x11skip_explanations\x18\r \x01(\x08\"/\n\nInfluences\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x0f\n\x07weights\x18\x02 \x03(\x02\"\xce\x03\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x0e\n\x06scores\x18\x05 \x03(\x02\x12\x14\n\x0cshare_groups\x18\x06 \x03(\t\x12\x0e\n\x06shares\x18\x07 \x01(\x0c\x12+\n\ninfluences\x18\x08 \x03(\x0b\x32\x17.triptych.v1.Influences\x12\x14\n\x0cpropensities\x18\t \x03(\x02\x12*\n\x08\x64\x65graded\x18\n \x03(\x0b\x32\x18.triptych.v1.Degradation\x12)\n\x07timings\x18\x0b \x03(\x0b\x32\x18.triptych.v1.StageTiming\x12\x36\n\x10\x63\x61ndidate_source\x18\x0c \x01(\x0e\x32\x1c.triptych.v1.CandidateSource\x12\x12\n\ncandidates\x18\r \x01(\r\x12\x16\n\x0ehistory_events\x18\x0e \x01(\r\x12\x11\n\tspace_ids\x18\x0f \x03(\t\x12(\n\x04time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfc\x01\n\x0fRetrieveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12!\n\x05query\x18\x03 \x01(\x0b\x32\x12.triptych.v1.Query\x12\x10\n\x08space_id\x18\x04 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x05 \x01(\t\x12\t\n\x01k\x18\x06 \x01(\r\x12\x10\n\x08model_id\x18\x07 \x01(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x08 \x03(\t\x12\x11\n\tkeep_seen\x18\t \x01(\x08\x12*\n\x0esession_events\x18\n \x03(\x0b\x32\x12.triptych.v1.Event\"\xfb\x01\n\x10RetrieveResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x10\n\x08space_id\x18\x04 \x01(\t\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x36\n\x10\x63\x61ndidate_source\x18\x06 \x01(\x0e\x32\x1c.triptych.v1.CandidateSource\x12*\n\x08\x64\x65graded\x18\x07 \x03(\x0b\x32\x18.triptych.v1.Degradation\x12)\n\x07timings\x18\x08 \x03(\x0b\x32\x18.triptych.v1.StageTiming\"\x9e\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\x12\x0e\n\x06stable\x18\x03 \x01(\x08\x12\x10\n\x08previous\x18\x04 \x01(\x08\x12\x11\n\tspace_ids\x18\x05 \x03(\t\x12\x16\n\x0e\x66used_space_id\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x07 \x01(\t\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07metrics\x18\t \x03(\x0b\x32\x1f.triptych.v1.Model.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\'\n\x11ListModelsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x12ListModelsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Model*\x91\x01\n\x0f\x43\x61ndidateSource\x12 \n\x1c\x43\x41NDIDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NDIDATE_SOURCE_REQUEST\x10\x01\x12!\n\x1d\x43\x41NDIDATE_SOURCE_VECTOR_STORE\x10\x02\x12\x1b\n\x17\x43\x41NDIDATE_SOURCE_MEMORY\x10\x03\x32\xe5\x01\n\x0eRankingService\x12;\n\x04Rank\x12\x18.triptych.v1.RankRequest\x1a\x19.triptych.v1.RankResponse\x12G\n\x08Retrieve\x12\x1c.triptych.v1.RetrieveRequest\x1a\x1d.triptych.v1.RetrieveResponse\x12M\n\nListModels\x12\x1e.triptych.v1.ListModelsRequest\x1a\x1f.triptych.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n protos/triptych/v1/ranking.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fprotos/triptych/v1/common.proto\"G\n\x0bRankContext\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\"\xd3\x02\n\x0bRankRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\r\n\x05top_n\x18\x04 \x01(\r\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x15\n\rimpression_id\x18\x06 \x01(\t\x12*\n\x0esession_events\x18\x07 \x03(\x0b\x32\x12.triptych.v1.Event\x12)\n\x07\x63ontext\x18\x08 \x01(\x0b\x32\x18.triptych.v1.RankContext\x12!\n\x05query\x18\t \x01(\x0b\x32\x12.triptych.v1.Query\x12\x19\n\x11\x65xpected_space_id\x18\n \x01(\t\x12\x12\n\nretrieve_k\x18\x0b \x01(\r\x12\x11\n\tkeep_seen\x18\x0c \x01(\x08\x12\x19\n\x11skip_explanations\x18\r \x01(\x08\"/\n\nInfluences\x12\x10\n\x08item_ids\x18\x01 \x03(\t\x12\x0f\n\x07weights\x18\x02 \x03(\x02\"\xe2\x03\n\x0cRankResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x10\n\x08item_ids\x18\x04 \x03(\t\x12\x0e\n\x06scores\x18\x05 \x03(\x02\x12\x14\n\x0cshare_groups\x18\x06 \x03(\t\x12\x0e\n\x06shares\x18\x07 \x01(\x0c\x12+\n\ninfluences\x18\x08 \x03(\x0b\x32\x17.triptych.v1.Influences\x12\x14\n\x0cpropensities\x18\t \x03(\x02\x12*\n\x08\x64\x65graded\x18\n \x03(\x0b\x32\x18.triptych.v1.Degradation\x12)\n\x07timings\x18\x0b \x03(\x0b\x32\x18.triptych.v1.StageTiming\x12\x36\n\x10\x63\x61ndidate_source\x18\x0c \x01(\x0e\x32\x1c.triptych.v1.CandidateSource\x12\x12\n\ncandidates\x18\r \x01(\r\x12\x16\n\x0ehistory_events\x18\x0e \x01(\r\x12\x11\n\tspace_ids\x18\x0f \x03(\t\x12(\n\x04time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbase_score\x18\x11 \x01(\x02\"\xfc\x01\n\x0fRetrieveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12!\n\x05query\x18\x03 \x01(\x0b\x32\x12.triptych.v1.Query\x12\x10\n\x08space_id\x18\x04 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x05 \x01(\t\x12\t\n\x01k\x18\x06 \x01(\r\x12\x10\n\x08model_id\x18\x07 \x01(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x08 \x03(\t\x12\x11\n\tkeep_seen\x18\t \x01(\x08\x12*\n\x0esession_events\x18\n \x03(\x0b\x32\x12.triptych.v1.Event\"\xfb\x01\n\x10RetrieveResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x03(\x02\x12\x10\n\x08space_id\x18\x04 \x01(\t\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x36\n\x10\x63\x61ndidate_source\x18\x06 \x01(\x0e\x32\x1c.triptych.v1.CandidateSource\x12*\n\x08\x64\x65graded\x18\x07 \x03(\x0b\x32\x18.triptych.v1.Degradation\x12)\n\x07timings\x18\x08 \x03(\x0b\x32\x18.triptych.v1.StageTiming\"\x9e\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\x12\x0e\n\x06stable\x18\x03 \x01(\x08\x12\x10\n\x08previous\x18\x04 \x01(\x08\x12\x11\n\tspace_ids\x18\x05 \x03(\t\x12\x16\n\x0e\x66used_space_id\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x07 \x01(\t\x12+\n\x07\x63reated\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x07metrics\x18\t \x03(\x0b\x32\x1f.triptych.v1.Model.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\'\n\x11ListModelsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x12ListModelsResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x06models\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Model*\x91\x01\n\x0f\x43\x61ndidateSource\x12 \n\x1c\x43\x41NDIDATE_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43\x41NDIDATE_SOURCE_REQUEST\x10\x01\x12!\n\x1d\x43\x41NDIDATE_SOURCE_VECTOR_STORE\x10\x02\x12\x1b\n\x17\x43\x41NDIDATE_SOURCE_MEMORY\x10\x03\x32\xe5\x01\n\x0eRankingService\x12;\n\x04Rank\x12\x18.triptych.v1.RankRequest\x1a\x19.triptych.v1.RankResponse\x12G\n\x08Retrieve\x12\x1c.triptych.v1.RetrieveRequest\x1a\x1d.triptych.v1.RetrieveResponse\x12M\n\nListModels\x12\x1e.triptych.v1.ListModelsRequest\x1a\x1f.triptych.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL_METRICSENTRY']._loaded_options = None
   _globals['_MODEL_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_CANDIDATESOURCE']._serialized_start=1962
-  _globals['_CANDIDATESOURCE']._serialized_end=2107
+  _globals['_CANDIDATESOURCE']._serialized_start=1982
+  _globals['_CANDIDATESOURCE']._serialized_end=2127
   _globals['_RANKCONTEXT']._serialized_start=115
   _globals['_RANKCONTEXT']._serialized_end=186
   _globals['_RANKREQUEST']._serialized_start=189
@@ -44,19 +44,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFLUENCES']._serialized_start=530
   _globals['_INFLUENCES']._serialized_end=577
   _globals['_RANKRESPONSE']._serialized_start=580
-  _globals['_RANKRESPONSE']._serialized_end=1042
-  _globals['_RETRIEVEREQUEST']._serialized_start=1045
-  _globals['_RETRIEVEREQUEST']._serialized_end=1297
-  _globals['_RETRIEVERESPONSE']._serialized_start=1300
-  _globals['_RETRIEVERESPONSE']._serialized_end=1551
-  _globals['_MODEL']._serialized_start=1554
-  _globals['_MODEL']._serialized_end=1840
-  _globals['_MODEL_METRICSENTRY']._serialized_start=1794
-  _globals['_MODEL_METRICSENTRY']._serialized_end=1840
-  _globals['_LISTMODELSREQUEST']._serialized_start=1842
-  _globals['_LISTMODELSREQUEST']._serialized_end=1881
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1883
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1959
-  _globals['_RANKINGSERVICE']._serialized_start=2110
-  _globals['_RANKINGSERVICE']._serialized_end=2339
+  _globals['_RANKRESPONSE']._serialized_end=1062
+  _globals['_RETRIEVEREQUEST']._serialized_start=1065
+  _globals['_RETRIEVEREQUEST']._serialized_end=1317
+  _globals['_RETRIEVERESPONSE']._serialized_start=1320
+  _globals['_RETRIEVERESPONSE']._serialized_end=1571
+  _globals['_MODEL']._serialized_start=1574
+  _globals['_MODEL']._serialized_end=1860
+  _globals['_MODEL_METRICSENTRY']._serialized_start=1814
+  _globals['_MODEL_METRICSENTRY']._serialized_end=1860
+  _globals['_LISTMODELSREQUEST']._serialized_start=1862
+  _globals['_LISTMODELSREQUEST']._serialized_end=1901
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1903
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1979
+  _globals['_RANKINGSERVICE']._serialized_start=2130
+  _globals['_RANKINGSERVICE']._serialized_end=2359
 # @@protoc_insertion_point(module_scope)

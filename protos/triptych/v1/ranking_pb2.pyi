@@ -200,17 +200,22 @@ class RankResponse(_message.Message):
     HISTORY_EVENTS_FIELD_NUMBER: _builtins.int
     SPACE_IDS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    BASE_SCORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     impression_id: _builtins.str
     model_id: _builtins.str
     """The model that ranked."""
     shares: _builtins.bytes
-    """Exact Shapley values of the groups for each score: little-endian float32 [results, share_groups], row-major."""
+    """Exact Shapley values of the groups for each score: little-endian float32 [results, share_groups], row-major. A result's
+    shares sum to its score minus `base_score`.
+    """
     candidate_source: Global___CandidateSource.ValueType
     candidates: _builtins.int
     """How many candidates were scored."""
     history_events: _builtins.int
     """How many events of the user the model read."""
+    base_score: _builtins.float
+    """The score of an item of which nothing is known: what shares are counted from. 0 where explanations were skipped."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -262,10 +267,11 @@ class RankResponse(_message.Message):
         history_events: _builtins.int = ...,
         space_ids: _abc.Iterable[_builtins.str] | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        base_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_source", b"candidate_source", "candidates", b"candidates", "degraded", b"degraded", "history_events", b"history_events", "impression_id", b"impression_id", "influences", b"influences", "item_ids", b"item_ids", "model_id", b"model_id", "propensities", b"propensities", "request_id", b"request_id", "scores", b"scores", "share_groups", b"share_groups", "shares", b"shares", "space_ids", b"space_ids", "time", b"time", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_score", b"base_score", "candidate_source", b"candidate_source", "candidates", b"candidates", "degraded", b"degraded", "history_events", b"history_events", "impression_id", b"impression_id", "influences", b"influences", "item_ids", b"item_ids", "model_id", b"model_id", "propensities", b"propensities", "request_id", b"request_id", "scores", b"scores", "share_groups", b"share_groups", "shares", b"shares", "space_ids", b"space_ids", "time", b"time", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
