@@ -61,3 +61,34 @@ def test_status_of_nothing_is_json(tmp_path):
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), dict)
     assert not (tmp_path / "empty").exists()
+
+
+def test_an_unknown_view_is_wrong_usage_at_once(tmp_path):
+    """A view that is not there ends with 2 and the list of those that are, before anything is applied."""
+    done = triptych("materialize", "--view", "nope", home=tmp_path / "home")
+    assert done.returncode == 2
+    assert "item_profile" in done.stderr
+
+
+def test_an_unknown_preset_is_refused_before_the_training_set_is_joined(tmp_path):
+    """A preset that is not there is an error with the names of those that are, and makes nothing."""
+    done = triptych("train", "--model-id", "a", "--preset", "huge", home=tmp_path / "home")
+    assert done.returncode == 1
+    assert "tiny" in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_root_in_a_files_place_is_an_error_with_the_remedy(tmp_path):
+    """`TRIPTYCH_HOME` naming a file is told without a traceback."""
+    (tmp_path / "file").write_text("")
+    done = triptych("up", home=tmp_path / "file")
+    assert done.returncode == 1
+    assert "TRIPTYCH_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_searching_for_nothing_is_refused(tmp_path):
+    """Empty words are an error, as they are for the server."""
+    done = triptych("search", "text", " ", home=tmp_path / "home")
+    assert done.returncode == 1
+    assert "empty" in done.stderr

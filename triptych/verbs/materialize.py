@@ -1,14 +1,18 @@
 """`triptych materialize`: apply the Feast definitions and load what is new into Milvus, in one process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.console import console, err, print_json
+from triptych.console import EXIT_USAGE, console, err, fail, print_json
+
+if TYPE_CHECKING:
+    from feature_store.home import Home
 
 app = typer.Typer(add_completion=False)
+PROFILE_VIEWS = ("item_profile", "user_profile", "user_history")
 
 
 @app.command()
@@ -35,6 +39,7 @@ def materialize(
     from feature_store.home import find_home
 
     home = find_home()
+    _check_views(home, view or [])
     with connect(home, timeout_seconds=10.0) as core:
         core.list_views()  # Fails in milliseconds where Milvus is down, before Feast is imported.
     from feature_store import feast_cli
@@ -50,6 +55,16 @@ def materialize(
     for name, rows in sorted(done.items()):
         table.add_row(name, f"{rows.stored:,}", f"{rows.unchanged:,}")
     console.print(table)
+
+
+def _check_views(home: "Home", names: Sequence[str]) -> None:
+    """Wrong usage where a view is not among those there are, before Feast is imported."""
+    from feature_store.spaces import read_entries
+
+    known = [*PROFILE_VIEWS, *(entry.view for entry in read_entries(home))]
+    for name in names:
+        if name not in known:
+            fail(f"there is no view {name!r}; there are {', '.join(known)}", EXIT_USAGE)
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def promote(model_id: Annotated[str, typer.Argument(help="Checkpoint to make sta
     except (RankerError, SpaceError) as error:
         fail(error)
     console.print(f"{model_id} is stable (before: {before or 'none'})")
+    console.print("if its vectors are not in the store yet, `triptych materialize` loads them")
 
 
 @app.command()

@@ -42,11 +42,12 @@ def train(
     from encoders.space import SpaceError, check_model_id
     from feature_store.errors import FeatureStoreError
     from feature_store.home import find_home
-    from ranker import checkpoint
+    from ranker import checkpoint, config
     from ranker.errors import RankerError
 
     home = find_home()
     try:
+        config.preset(preset)
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
         folder = _training_set(home, model_id, choose_spaces(home, space or []))
         result = _train(home, folder, model_id, preset, seed)
