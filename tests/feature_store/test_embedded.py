@@ -96,7 +96,12 @@ def servers_on(home):
 
 def interrupted_start(home, number):
     """Start the server in a process of its own, and send that one a signal before the server is healthy."""
-    code = f"from pathlib import Path; from feature_store import embedded, home; embedded.start(home.Home(Path({str(home.root)!r})))"
+    # A shell that runs the tests in its background has them ignore SIGINT, and children inherit that.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path; from feature_store import embedded, home\n"
+        f"embedded.start(home.Home(Path({str(home.root)!r})))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as starter:
         while not servers_on(home):
             assert starter.poll() is None
