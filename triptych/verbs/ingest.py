@@ -93,6 +93,7 @@ def _print_refusals(refusals: list["Refusal"], path: Path | None) -> None:
             f"quarantined row {refusal.row} {refusal.record_id} {refusal.part}: {refusal.reason}",
             style="yellow",
             markup=False,
+            soft_wrap=True,
         )
     if len(refusals) > SHOWN_REFUSALS:
         err.print(f"... and {len(refusals) - SHOWN_REFUSALS:,} more", style="yellow")
