@@ -72,7 +72,7 @@ class AudioEncoder:
         revision: str | None = None,
     ) -> None:
         if source == BUNDLED:
-            from encoders.bundled import UntrainedWav2Vec2
+            from encoders.bundled.wav2vec2 import UntrainedWav2Vec2
 
             self._source: AudioModel = UntrainedWav2Vec2()
         else:

@@ -77,7 +77,7 @@ class ImageEncoder:
         revision: str | None = None,
     ) -> None:
         if source == BUNDLED:
-            from encoders.bundled import UntrainedClip
+            from encoders.bundled.clip import UntrainedClip
 
             self._source: ClipModel = UntrainedClip()
         else:

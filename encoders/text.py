@@ -64,7 +64,7 @@ class TextEncoder:
         if pooling not in POOLINGS:
             raise EncoderError(f"pooling {pooling!r} must be one of {', '.join(POOLINGS)}")
         if source == BUNDLED:
-            from encoders.bundled import minilm_folder
+            from encoders.bundled.packages import minilm_folder
 
             source, slug = minilm_folder(), slug or "minilm_l6"
         self._folder = resolve_source(source, revision=revision)

