@@ -4,19 +4,19 @@ A clip is cut into fixed windows; a vector is the mean over a window's frames, t
 batched: wav2vec2-base normalises over time, so that padding would change its output.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders.device import Compute, choose_compute
+from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
+from encoders.staged import Unit, encode_all
 from encoders.text import load_transformer
-from encoders.vectors import Progress, Vectors, equal_length_batches, to_numpy, unit_vectors
+from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
 
 SAMPLE_RATE_HZ: Final = 16_000
@@ -104,29 +104,27 @@ class AudioEncoder:
         Raises:
             MediaError: `too_short`, a clip has no samples; `not_finite`. Less than one frame of the model is repeated.
         """
-        if not len(items):
-            return np.zeros((0, self.space.dim), dtype=np.float32)
-        pieces = [self._windows(clip, index) for index, clip in enumerate(items)]
-        windows = [window for piece in pieces for window in piece]
-        owners = np.repeat(np.arange(len(items)), [len(piece) for piece in pieces])  # [windows] the clip of each
-        left = np.bincount(owners)
-        sums = np.zeros((len(items), self.space.dim))
-        budget = SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ
-        for rows in equal_length_batches([len(window) for window in windows], budget):
-            np.add.at(sums, owners[rows], self._forward(np.stack([windows[row] for row in rows])))
-            np.subtract.at(left, owners[rows], 1)
-            if progress:
-                progress(int((left[np.unique(owners[rows])] == 0).sum()))
-        return unit_vectors(sums, self.space)  # a mean over windows and their sum point the same way
+        return encode_all(self, items, progress=progress)
 
-    def _windows(self, clip: Clip, index: int) -> list[Clip]:
+    def prepare(self, items: Sequence[Clip], *, query: bool = False) -> list[tuple[Unit, ...]]:
+        """One unit per window of each clip; the group is the window's length.
+
+        Raises:
+            MediaError: `too_short` or `not_finite`.
+            EncoderError: queries are texts, and this space takes none.
+        """
+        if query:
+            raise EncoderError(f"space {self.space.space_id} takes no text queries; give a sound")
+        return [tuple(Unit(len(window), len(window), window) for window in self._windows(clip)) for clip in items]
+
+    def _windows(self, clip: Clip) -> list[Clip]:
         """The clip's windows, the last one aligned to its end so that all are of one length."""
         if clip.ndim != 1 or not np.isfinite(clip).all():
             raise MediaError(
-                "not_finite", f"clip {index} must be a finite mono signal, not one of shape {list(clip.shape)}"
+                "not_finite", f"the clip must be a finite mono signal, not one of shape {list(clip.shape)}"
             )
         if not len(clip):
-            raise MediaError("too_short", f"clip {index} has no samples")
+            raise MediaError("too_short", "the clip has no samples")
         if self._source.normalises():
             clip = (clip - clip.mean()) / np.sqrt(clip.var() + _VARIANCE_FLOOR)
         clip = np.resize(clip, max(len(clip), self._shortest)).astype(np.float32)  # repeats what is too short
@@ -135,19 +133,32 @@ class AudioEncoder:
         starts = [*range(0, len(clip) - self._window, self._window), len(clip) - self._window]
         return [clip[start : start + self._window] for start in starts]
 
-    def _forward(self, windows: NDArray[np.float32]) -> Vectors:
+    def budget(self, group: Hashable) -> int:  # noqa: ARG002  (it is the same for windows of any length)
+        """Samples that one forward should hold."""
+        return SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ
+
+    def forward(self, units: Sequence[Unit]) -> Vectors:
+        """Mean over frames [n, dim] of windows of one length; not normalised."""
         import torch
 
-        inputs = torch.from_numpy(windows).to(device=self._compute.device, dtype=self._compute.torch_dtype)
+        windows = self._compute.send(torch.from_numpy(np.stack([unit.data for unit in units])))
         with torch.inference_mode():
-            hidden = self._model(inputs).last_hidden_state  # [windows, frames, dim]
-        return to_numpy(hidden.float().mean(1))
+            hidden = self._model(windows.to(self._compute.torch_dtype)).last_hidden_state  # [windows, frames, dim]
+            return to_numpy(hidden.float().mean(1))
 
-    @functools.cached_property
+    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
+        """Unit vectors [n, dim], each the mean of a clip's windows; raises `EncoderError` with the index of one that is none."""
+        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+
+    def warm_up(self) -> None:
+        """Load the model and run one forward."""
+        self.encode([np.sin(np.arange(SAMPLE_RATE_HZ, dtype=np.float32) / 5)])
+
+    @once
     def _compute(self) -> Compute:
         return choose_compute(self._device, self._dtype)
 
-    @functools.cached_property
+    @once
     def _model(self) -> Any:
         return self._compute.prepare(self._source.load())
 

@@ -6,14 +6,35 @@ cosine of about .9999.
 """
 
 import functools
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self, TypeVar, overload
 
 from encoders.errors import EncoderError
 
+T = TypeVar("T")
 DTYPES: Final = ("float32", "bfloat16")
 _CPU_FLAGS_WITH_BF16: Final = frozenset({"amx_bf16", "avx512_bf16"})
+
+
+class once(functools.cached_property[T]):  # noqa: N801  (a decorator)
+    """A property computed on first use, by one thread while others wait (`functools.cached_property` may compute it twice)."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        super().__init__(make)
+        self._once = threading.RLock()
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Self | T:
+        if instance is None:
+            return self
+        with self._once:
+            return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,12 @@ class Compute:
     def prepare(self, model: Any) -> Any:
         """`model` moved, cast, and set to inference."""
         return model.to(device=self.device, dtype=self.torch_dtype).eval().requires_grad_(requires_grad=False)
+
+    def send(self, tensor: Any) -> Any:
+        """`tensor` on the device; to a GPU from pinned memory, so that the copy runs beside what the GPU is doing."""
+        if self.kind == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def choose_compute(device: str = "auto", dtype: str | None = None) -> Compute:

@@ -3,17 +3,18 @@
 Preprocessing is open_clip's own transform. The model is loaded on the first use; the space is known at once, from the files.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from encoders.device import Compute, choose_compute
+from encoders.device import Compute, choose_compute, once
 from encoders.errors import WeightsError
 from encoders.space import EmbeddingSpace, slugify
-from encoders.vectors import Progress, Vectors, to_numpy, unit_vectors
+from encoders.staged import Unit, encode_all
+from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
 from encoders.weights import (
     BUNDLED,
     config_digest,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGES_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
-TEXTS_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
+TOKENS_PER_BATCH: Final = {"cpu": 1024, "cuda": 32768}
 # Beyond this ratio of sides only the middle is resized: the transform would crop to it anyway, after making a picture of
 # 1 x 50,000 pixels 224 wide and 11 million high.
 MAX_ASPECT: Final = 16
@@ -96,42 +97,46 @@ class ImageEncoder:
 
     def encode(self, items: Sequence["Image"], *, progress: Progress = None) -> Vectors:
         """Unit vectors [n, dim] of RGB pictures, in their order; `progress` is told how many more are done."""
-        import torch
-
-        def forward(model: Any, batch: Sequence["Image"]) -> Any:
-            pixels = torch.stack([self._loaded.transform(trim_aspect(picture)) for picture in batch])
-            return model.encode_image(
-                pixels.to(self._compute.device, self._compute.torch_dtype, memory_format=torch.channels_last)
-            )
-
-        return self._in_batches(items, IMAGES_PER_BATCH, forward, progress)
+        return encode_all(self, items, progress=progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of texts, comparable with those of pictures."""
+        return encode_all(self, texts, query=True)
 
-        def forward(model: Any, batch: Sequence[str]) -> Any:
-            return model.encode_text(self._loaded.tokenize(list(batch)).to(self._compute.device))
+    def prepare(self, items: Sequence[Any], *, query: bool = False) -> list[tuple[Unit, ...]]:
+        """One unit per item: a picture's pixels [3, h, w], or a query's token ids [context length]."""
+        if not query:
+            return [(Unit("image", 1, self._loaded.transform(trim_aspect(picture))),) for picture in items]
+        ids = self._loaded.tokenize(list(items))
+        return [(Unit("text", len(row), row),) for row in ids]
 
-        return self._in_batches(texts, TEXTS_PER_BATCH, forward, None)
+    def budget(self, group: Hashable) -> int:
+        """Pictures, or tokens, that one forward should hold."""
+        return (TOKENS_PER_BATCH if group == "text" else IMAGES_PER_BATCH)[self._compute.kind]
 
-    def _in_batches(
-        self, items: Sequence[Any], sizes: Mapping[str, int], forward: Callable[[Any, Any], Any], progress: Progress
-    ) -> Vectors:
+    def forward(self, units: Sequence[Unit]) -> Vectors:
+        """Projected rows [n, dim] of pictures, or of texts; not normalised."""
         import torch
 
-        vectors = np.zeros((len(items), self.space.dim), dtype=np.float32)
-        if not items:
-            return vectors
-        model, size = self._model, sizes[self._compute.kind]
-        for start in range(0, len(items), size):
-            batch = items[start : start + size]
-            with torch.inference_mode():
-                vectors[start : start + len(batch)] = to_numpy(forward(model, batch))
-            if progress:
-                progress(len(batch))
-        return unit_vectors(vectors, self.space)
+        batch = self._compute.send(torch.stack([unit.data for unit in units]))
+        with torch.inference_mode():
+            if units[0].group == "text":
+                return to_numpy(self._model.encode_text(batch))
+            pixels = batch.to(self._compute.torch_dtype, memory_format=torch.channels_last)
+            return to_numpy(self._model.encode_image(pixels))
 
-    @functools.cached_property
+    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
+        """Unit vectors [n, dim] of n items; raises `EncoderError` with the index of one that is not finite or zero."""
+        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+
+    def warm_up(self) -> None:
+        """Load the model and run one forward of each tower."""
+        from PIL import Image
+
+        self.encode([Image.new("RGB", (64, 64), "grey")])
+        self.encode_query(["warm up"])
+
+    @once
     def _compute(self) -> Compute:
         """Convolutional towers with batch norms lose a cosine of .995 to bfloat16 (Transformers .9999): they stay in float32."""
         import torch
@@ -139,11 +144,11 @@ class ImageEncoder:
         batch_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in self._loaded.model.modules())
         return choose_compute(self._device, self._dtype or ("float32" if batch_norms else None))
 
-    @functools.cached_property
+    @once
     def _loaded(self) -> LoadedClip:
         return self._source.load()
 
-    @functools.cached_property
+    @once
     def _model(self) -> Any:
         import torch
 

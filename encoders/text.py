@@ -4,17 +4,19 @@ Pooling is the mean over the attention mask (or the first token); batches are so
 The model is loaded on the first use; the space is known at once, from the files.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from encoders.device import Compute, choose_compute
-from encoders.errors import EncoderError, WeightsError
+from encoders.device import Compute, choose_compute, once
+from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
-from encoders.vectors import Progress, Vectors, to_numpy, token_batches, unit_vectors
+from encoders.staged import Unit, encode_all
+from encoders.tokens import FolderTokenizer, TokenCounts
+from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
 from encoders.weights import (
     BUNDLED,
     config_digest,
@@ -29,6 +31,7 @@ POOLINGS: Final = ("mean", "cls")
 # Large enough to fill two cores, small enough that a batch of short texts does not wait for a long one (measured).
 PADDED_TOKENS_PER_BATCH: Final = {"cpu": 1024, "cuda": 32768}
 LONGEST_DEFAULT_TOKENS: Final = 512
+WARM_UP_TEXT: Final = "warm up"
 _OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start after the padding id
 
 
@@ -95,49 +98,83 @@ class TextEncoder:
 
     def encode(self, items: Sequence[str], *, progress: Progress = None) -> Vectors:
         """Unit vectors [n, dim] of stored texts, in their order; `progress` is told how many more are done."""
-        return self._encode([self._template.replace("{text}", text) for text in items], progress)
+        return encode_all(self, items, progress=progress)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of queries, comparable with those of `encode`."""
-        return self._encode([self._query_prefix + text for text in texts], None)
+        return encode_all(self, texts, query=True)
 
-    def _encode(self, texts: list[str], progress: Progress) -> Vectors:
-        vectors = np.zeros((len(texts), self.space.dim), dtype=np.float32)
-        if not texts:
-            return vectors
-        tokens = self._tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
-        budget = PADDED_TOKENS_PER_BATCH[self._compute.kind]
-        for rows in token_batches([len(ids) for ids in tokens], budget):
-            vectors[rows] = self._forward([tokens[row] for row in rows])
-            if progress:
-                progress(len(rows))
-        return unit_vectors(vectors, self.space)
+    def prepare(self, items: Sequence[str], *, query: bool = False) -> list[tuple[Unit, ...]]:
+        """One unit of token ids per text, worded by the template, or by the query prefix.
 
-    def _forward(self, tokens: list[list[int]]) -> Vectors:
+        Raises:
+            MediaError: `empty`, a text has no tokens at all (an empty text has, where the tokenizer adds special ones).
+        """
+        rows = self._tokenizer(self._worded(items, query=query))
+        if not all(rows):
+            raise MediaError("empty", "the text has no tokens")
+        return [(Unit("text", len(ids), ids),) for ids in rows]
+
+    def _worded(self, texts: Sequence[str], *, query: bool) -> list[str]:
+        if query:
+            return [self._query_prefix + text for text in texts]
+        return [self._template.replace("{text}", text) for text in texts]
+
+    def budget(self, group: Hashable) -> int:  # noqa: ARG002  (there is one group)
+        """Padded tokens that one forward should hold."""
+        return PADDED_TOKENS_PER_BATCH[self._compute.kind]
+
+    def forward(self, units: Sequence[Unit]) -> Vectors:
+        """Pooled rows [n, dim] of units, padded to the longest; not normalised."""
         import torch
 
-        batch = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self._compute.device)
+        ids, mask = self._padded(units)
         with torch.inference_mode():
-            hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        if self._pooling == "cls":
-            return to_numpy(hidden[:, 0])
-        mask = batch["attention_mask"].unsqueeze(-1).float()  # [rows, tokens, 1]
-        return to_numpy((hidden.float() * mask).sum(1) / mask.sum(1))
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
+            return to_numpy(pool(hidden, mask, self._pooling))
 
-    @functools.cached_property
+    def _padded(self, units: Sequence[Unit]) -> tuple[Any, Any]:
+        """Token ids and mask [rows, longest] on the device."""
+        import torch
+
+        ids = torch.full((len(units), max(unit.length for unit in units)), self._tokenizer.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, unit in enumerate(units):
+            ids[row, : unit.length] = torch.as_tensor(unit.data)
+            mask[row, : unit.length] = 1
+        return self._compute.send(ids), self._compute.send(mask)
+
+    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
+        """Unit vectors [n, dim] of n texts; raises `EncoderError` with the index of one that is not finite or zero."""
+        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+
+    def warm_up(self) -> None:
+        """Load the tokenizer and the model, and run one forward."""
+        self.encode([WARM_UP_TEXT])
+
+    def count_tokens(self, texts: Sequence[str]) -> TokenCounts:
+        """How the tokenizer reads stored texts: unknown tokens, and texts cut at the model's length."""
+        return self._tokenizer.count(self._worded(texts, query=False))
+
+    @once
     def _compute(self) -> Compute:
         return choose_compute(self._device, self._dtype)
 
-    @functools.cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    @once
+    def _tokenizer(self) -> FolderTokenizer:
+        return FolderTokenizer(self._folder, self.max_length)
 
-        with quiet():
-            return AutoTokenizer.from_pretrained(self._folder)
-
-    @functools.cached_property
+    @once
     def _model(self) -> Any:
         return self._compute.prepare(load_transformer(self._folder))
+
+
+def pool(hidden: Any, mask: Any, pooling: str) -> Any:
+    """Rows [rows, dim] in float32 of hidden states [rows, tokens, dim]: the mean where `mask` [rows, tokens] is 1, or the first."""
+    if pooling == "cls":
+        return hidden[:, 0].float()
+    weights = mask.unsqueeze(-1).float()
+    return (hidden.float() * weights).sum(1) / weights.sum(1)
 
 
 def load_transformer(folder: Path) -> Any:

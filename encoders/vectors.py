@@ -1,6 +1,6 @@
 """What every encoder does with its model's output: put it back in order, make it float32 and of unit norm, refuse nonsense."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,33 +13,17 @@ Progress = Callable[[int], None] | None
 Vectors = NDArray[np.float32]
 
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, at most `budget` padded tokens each (and at least one row)."""
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * lengths[index] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def equal_length_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices in batches of exactly one length, at most `budget` samples each (and at least one row)."""
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    for length, indices in sorted(by_length.items()):
-        rows = max(1, budget // max(1, length))
-        yield from (indices[start : start + rows] for start in range(0, len(indices), rows))
-
-
 def to_numpy(tensor: Any) -> Vectors:
     """A torch tensor as float32 on the CPU."""
     array: Vectors = tensor.float().cpu().numpy()
     return array
+
+
+def mean_rows(pooled: Sequence[NDArray[np.float32]], dim: int) -> NDArray[np.float64]:
+    """The mean [n, dim] of each item's rows [k, dim]."""
+    if not pooled:
+        return np.zeros((0, dim))
+    return np.stack([rows.mean(axis=0, dtype=np.float64) for rows in pooled])
 
 
 def unit_vectors(vectors: NDArray[np.floating[Any]], space: EmbeddingSpace) -> Vectors:

@@ -3,6 +3,7 @@ import pytest
 
 from encoders import AudioEncoder
 from encoders.errors import EncoderError, MediaError, WeightsError
+from encoders.staged import Unit
 from tests.encoders.media_files import tone
 
 
@@ -34,7 +35,7 @@ def test_a_long_clip_is_the_mean_of_its_windows(wav2vec2_folder, clips):
     raw = AudioEncoder(wav2vec2_folder, dtype="float32", window_seconds=1.0)
     clip = (clips[3] - clips[3].mean()) / np.sqrt(clips[3].var() + 1e-7)
     parts = [clip[:16_000], clip[16_000:32_000], clip[-16_000:]]
-    expected = raw._forward(np.stack(parts)).mean(0)
+    expected = raw.forward([Unit(16_000, 16_000, part.astype(np.float32)) for part in parts]).mean(0)
     assert raw.encode([clips[3]])[0] @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-6)
 
 
@@ -109,7 +110,7 @@ def test_what_is_shorter_than_a_frame_is_repeated(bundled):
 )
 def test_what_is_no_sound_is_refused(bundled, clip, code):
     """An empty clip and one that is not a number are refused with their codes."""
-    with pytest.raises(MediaError, match="clip 1") as caught:
+    with pytest.raises(MediaError, match="item 1") as caught:
         bundled.audio.encode([tone(), clip])
     assert caught.value.code == code
 
