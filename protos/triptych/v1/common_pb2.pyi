@@ -166,7 +166,9 @@ class ItemStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
-    """A google.rpc.Code: 0 is OK, 3 INVALID_ARGUMENT (this item's content), 9 FAILED_PRECONDITION, 13 INTERNAL."""
+    """A google.rpc.Code: 0 is OK, 3 INVALID_ARGUMENT (this item's content), 9 FAILED_PRECONDITION, 13 INTERNAL (the encoder fails
+    on this item; asking again will not help).
+    """
     reason: _builtins.str
     """For programs: `truncated`, `unsupported_format`, ... Empty if OK."""
     message: _builtins.str
@@ -329,7 +331,7 @@ class StageTiming(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     MILLISECONDS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """`queue`, `decode`, `encode`, `history`, `retrieve`, `score`, `explain`, `total` ..."""
+    """`decode`, `prepare`, `queue`, `forward`, `history`, `retrieve`, `score`, `explain`, `total` ..."""
     milliseconds: _builtins.float
     def __init__(
         self,

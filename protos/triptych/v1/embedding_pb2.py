@@ -25,29 +25,31 @@ _sym_db = _symbol_database.Default()
 from protos.triptych.v1 import common_pb2 as protos_dot_triptych_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/triptych/v1/embedding.proto\x12\x0btriptych.v1\x1a\x1fprotos/triptych/v1/common.proto\"I\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61udio\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\x9e\x01\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.triptych.v1.EmbedInput\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x04 \x01(\t\x12$\n\x04role\x18\x05 \x01(\x0e\x32\x16.triptych.v1.EmbedRole\"[\n\x0b\x45mbedResult\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.triptych.v1.ItemStatus\x12#\n\x06vector\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Vector\"y\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x07results\x18\x02 \x03(\x0b\x32\x18.triptych.v1.EmbedResult\x12)\n\x07timings\x18\x03 \x03(\x0b\x32\x18.triptych.v1.StageTiming\"\xfa\x01\n\x05Space\x12\x10\n\x08space_id\x18\x01 \x01(\t\x12\'\n\x08modality\x18\x02 \x01(\x0e\x32\x15.triptych.v1.Modality\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.triptych.v1.SpaceKind\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12-\n\x0equery_modality\x18\x06 \x01(\x0e\x32\x15.triptych.v1.Modality\x12\x15\n\rbase_space_id\x18\x07 \x01(\t\x12\x12\n\nembeddable\x18\x08 \x01(\x08\x12\x14\n\x0citems_loaded\x18\t \x01(\x04\"\'\n\x11ListSpacesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x12ListSpacesResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x06spaces\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Space*V\n\tEmbedRole\x12\x1a\n\x16\x45MBED_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45MBED_ROLE_DOCUMENT\x10\x01\x12\x14\n\x10\x45MBED_ROLE_QUERY\x10\x02\x32\xa1\x01\n\x10\x45mbeddingService\x12>\n\x05\x45mbed\x12\x19.triptych.v1.EmbedRequest\x1a\x1a.triptych.v1.EmbedResponse\x12M\n\nListSpaces\x12\x1e.triptych.v1.ListSpacesRequest\x1a\x1f.triptych.v1.ListSpacesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/triptych/v1/embedding.proto\x12\x0btriptych.v1\x1a\x1fprotos/triptych/v1/common.proto\"I\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61udio\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"\xcc\x01\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x06inputs\x18\x02 \x03(\x0b\x32\x17.triptych.v1.EmbedInput\x12\x10\n\x08space_id\x18\x03 \x01(\t\x12\x19\n\x11\x65xpected_space_id\x18\x04 \x01(\t\x12$\n\x04role\x18\x05 \x01(\x0e\x32\x16.triptych.v1.EmbedRole\x12,\n\x08priority\x18\x06 \x01(\x0e\x32\x1a.triptych.v1.EmbedPriority\"[\n\x0b\x45mbedResult\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.triptych.v1.ItemStatus\x12#\n\x06vector\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Vector\"\xb3\x01\n\rEmbedResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x07results\x18\x02 \x03(\x0b\x32\x18.triptych.v1.EmbedResult\x12)\n\x07timings\x18\x03 \x03(\x0b\x32\x18.triptych.v1.StageTiming\x12\x12\n\nbatch_rows\x18\x04 \x01(\r\x12\x14\n\x0c\x62\x61tch_length\x18\x05 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\r\"\xfa\x01\n\x05Space\x12\x10\n\x08space_id\x18\x01 \x01(\t\x12\'\n\x08modality\x18\x02 \x01(\x0e\x32\x15.triptych.v1.Modality\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.triptych.v1.SpaceKind\x12\x0b\n\x03\x64im\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12-\n\x0equery_modality\x18\x06 \x01(\x0e\x32\x15.triptych.v1.Modality\x12\x15\n\rbase_space_id\x18\x07 \x01(\t\x12\x12\n\nembeddable\x18\x08 \x01(\x08\x12\x14\n\x0citems_loaded\x18\t \x01(\x04\"\'\n\x11ListSpacesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x12ListSpacesResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x06spaces\x18\x02 \x03(\x0b\x32\x12.triptych.v1.Space*V\n\tEmbedRole\x12\x1a\n\x16\x45MBED_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45MBED_ROLE_DOCUMENT\x10\x01\x12\x14\n\x10\x45MBED_ROLE_QUERY\x10\x02*h\n\rEmbedPriority\x12\x1e\n\x1a\x45MBED_PRIORITY_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45MBED_PRIORITY_INTERACTIVE\x10\x01\x12\x17\n\x13\x45MBED_PRIORITY_BULK\x10\x02\x32\xa1\x01\n\x10\x45mbeddingService\x12>\n\x05\x45mbed\x12\x19.triptych.v1.EmbedRequest\x1a\x1a.triptych.v1.EmbedResponse\x12M\n\nListSpaces\x12\x1e.triptych.v1.ListSpacesRequest\x1a\x1f.triptych.v1.ListSpacesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.triptych.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDROLE']._serialized_start=908
-  _globals['_EMBEDROLE']._serialized_end=994
+  _globals['_EMBEDROLE']._serialized_start=1013
+  _globals['_EMBEDROLE']._serialized_end=1099
+  _globals['_EMBEDPRIORITY']._serialized_start=1101
+  _globals['_EMBEDPRIORITY']._serialized_end=1205
   _globals['_EMBEDINPUT']._serialized_start=84
   _globals['_EMBEDINPUT']._serialized_end=157
   _globals['_EMBEDREQUEST']._serialized_start=160
-  _globals['_EMBEDREQUEST']._serialized_end=318
-  _globals['_EMBEDRESULT']._serialized_start=320
-  _globals['_EMBEDRESULT']._serialized_end=411
-  _globals['_EMBEDRESPONSE']._serialized_start=413
-  _globals['_EMBEDRESPONSE']._serialized_end=534
-  _globals['_SPACE']._serialized_start=537
-  _globals['_SPACE']._serialized_end=787
-  _globals['_LISTSPACESREQUEST']._serialized_start=789
-  _globals['_LISTSPACESREQUEST']._serialized_end=828
-  _globals['_LISTSPACESRESPONSE']._serialized_start=830
-  _globals['_LISTSPACESRESPONSE']._serialized_end=906
-  _globals['_EMBEDDINGSERVICE']._serialized_start=997
-  _globals['_EMBEDDINGSERVICE']._serialized_end=1158
+  _globals['_EMBEDREQUEST']._serialized_end=364
+  _globals['_EMBEDRESULT']._serialized_start=366
+  _globals['_EMBEDRESULT']._serialized_end=457
+  _globals['_EMBEDRESPONSE']._serialized_start=460
+  _globals['_EMBEDRESPONSE']._serialized_end=639
+  _globals['_SPACE']._serialized_start=642
+  _globals['_SPACE']._serialized_end=892
+  _globals['_LISTSPACESREQUEST']._serialized_start=894
+  _globals['_LISTSPACESREQUEST']._serialized_end=933
+  _globals['_LISTSPACESRESPONSE']._serialized_start=935
+  _globals['_LISTSPACESRESPONSE']._serialized_end=1011
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1208
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1369
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,30 @@ EMBED_ROLE_QUERY: EmbedRole.ValueType  # 2
 """To search with."""
 Global___EmbedRole: _TypeAlias = EmbedRole  # noqa: Y015
 
+class _EmbedPriority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EmbedPriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EmbedPriority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EMBED_PRIORITY_UNSPECIFIED: _EmbedPriority.ValueType  # 0
+    """As INTERACTIVE."""
+    EMBED_PRIORITY_INTERACTIVE: _EmbedPriority.ValueType  # 1
+    """A person or a request waits for the answer."""
+    EMBED_PRIORITY_BULK: _EmbedPriority.ValueType  # 2
+    """A job that wants throughput, not speed."""
+
+class EmbedPriority(_EmbedPriority, metaclass=_EmbedPriorityEnumTypeWrapper):
+    """Whether somebody waits. Waiting inputs of the interactive lane go first; those of the bulk lane fill what is left, and never starve."""
+
+EMBED_PRIORITY_UNSPECIFIED: EmbedPriority.ValueType  # 0
+"""As INTERACTIVE."""
+EMBED_PRIORITY_INTERACTIVE: EmbedPriority.ValueType  # 1
+"""A person or a request waits for the answer."""
+EMBED_PRIORITY_BULK: EmbedPriority.ValueType  # 2
+"""A job that wants throughput, not speed."""
+Global___EmbedPriority: _TypeAlias = EmbedPriority  # noqa: Y015
+
 @_typing.final
 class EmbedInput(_message.Message):
     """One thing to embed."""
@@ -84,6 +108,7 @@ class EmbedRequest(_message.Message):
     SPACE_ID_FIELD_NUMBER: _builtins.int
     EXPECTED_SPACE_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The caller's name for this request; the server makes one where it is empty."""
     space_id: _builtins.str
@@ -93,6 +118,7 @@ class EmbedRequest(_message.Message):
     FAILED_PRECONDITION. Empty: not checked.
     """
     role: Global___EmbedRole.ValueType
+    priority: Global___EmbedPriority.ValueType
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedInput]: ...
     def __init__(
@@ -103,10 +129,11 @@ class EmbedRequest(_message.Message):
         space_id: _builtins.str = ...,
         expected_space_id: _builtins.str = ...,
         role: Global___EmbedRole.ValueType = ...,
+        priority: Global___EmbedPriority.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_space_id", b"expected_space_id", "inputs", b"inputs", "request_id", b"request_id", "role", b"role", "space_id", b"space_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_space_id", b"expected_space_id", "inputs", b"inputs", "priority", b"priority", "request_id", b"request_id", "role", b"role", "space_id", b"space_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,23 +172,37 @@ class EmbedResponse(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    BATCH_LENGTH_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    batch_rows: _builtins.int
+    """Rows of the largest forward pass that an input of this call was in, those of other calls included; 0 where all were cached."""
+    batch_length: _builtins.int
+    """The length to which that pass was padded: tokens of a text, samples of a sound, 1 for pictures."""
+    cached: _builtins.int
+    """How many inputs were answered without a forward pass of their own: from the cache, or by one that was under way already."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbedResult]:
         """As many as inputs, in their order."""
 
     @_builtins.property
-    def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]: ...
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.StageTiming]:
+        """`decode`, `prepare`, `queue` and `forward` are those of the input that took longest in that stage, since inputs go side by side."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         results: _abc.Iterable[Global___EmbedResult] | None = ...,
         timings: _abc.Iterable[_common_pb2.StageTiming] | None = ...,
+        batch_rows: _builtins.int = ...,
+        batch_length: _builtins.int = ...,
+        cached: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "results", b"results", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_length", b"batch_length", "batch_rows", b"batch_rows", "cached", b"cached", "request_id", b"request_id", "results", b"results", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

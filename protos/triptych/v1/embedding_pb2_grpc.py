@@ -50,9 +50,10 @@ class EmbeddingServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Embed(self, request, context):
-        """Embeds a batch. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
+        """Embeds up to 64 inputs. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
         Errors of the whole call: INVALID_ARGUMENT, FAILED_PRECONDITION (no such space here, or not the expected one),
-        RESOURCE_EXHAUSTED with RetryInfo (queue full), DEADLINE_EXCEEDED, UNAVAILABLE (starting or draining).
+        RESOURCE_EXHAUSTED with RetryInfo and `grpc-retry-pushback-ms` (too many calls or bytes under way, queue full),
+        DEADLINE_EXCEEDED, UNAVAILABLE with RetryInfo (starting, draining, or the encoding thread is being restarted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

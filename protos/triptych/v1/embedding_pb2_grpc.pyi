@@ -32,9 +32,10 @@ class EmbeddingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]
-    """Embeds a batch. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
+    """Embeds up to 64 inputs. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
     Errors of the whole call: INVALID_ARGUMENT, FAILED_PRECONDITION (no such space here, or not the expected one),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), DEADLINE_EXCEEDED, UNAVAILABLE (starting or draining).
+    RESOURCE_EXHAUSTED with RetryInfo and `grpc-retry-pushback-ms` (too many calls or bytes under way, queue full),
+    DEADLINE_EXCEEDED, UNAVAILABLE with RetryInfo (starting, draining, or the encoding thread is being restarted).
     """
     ListSpaces: _grpc.UnaryUnaryMultiCallable[_embedding_pb2.ListSpacesRequest, _embedding_pb2.ListSpacesResponse]
     """Lists the spaces that this server can embed into, or holds vectors of."""
@@ -43,9 +44,10 @@ class EmbeddingServiceStub:
 class EmbeddingServiceAsyncStub(EmbeddingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_embedding_pb2.EmbedRequest, _embedding_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Embeds a batch. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
+    """Embeds up to 64 inputs. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
     Errors of the whole call: INVALID_ARGUMENT, FAILED_PRECONDITION (no such space here, or not the expected one),
-    RESOURCE_EXHAUSTED with RetryInfo (queue full), DEADLINE_EXCEEDED, UNAVAILABLE (starting or draining).
+    RESOURCE_EXHAUSTED with RetryInfo and `grpc-retry-pushback-ms` (too many calls or bytes under way, queue full),
+    DEADLINE_EXCEEDED, UNAVAILABLE with RetryInfo (starting, draining, or the encoding thread is being restarted).
     """
     ListSpaces: _aio.UnaryUnaryMultiCallable[_embedding_pb2.ListSpacesRequest, _embedding_pb2.ListSpacesResponse]  # type: ignore[assignment]
     """Lists the spaces that this server can embed into, or holds vectors of."""
@@ -57,9 +59,10 @@ class EmbeddingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embedding_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embedding_pb2.EmbedResponse, _abc.Awaitable[_embedding_pb2.EmbedResponse]]:
-        """Embeds a batch. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
+        """Embeds up to 64 inputs. Items succeed or fail one by one: a picture that cannot be decoded does not spoil its neighbours.
         Errors of the whole call: INVALID_ARGUMENT, FAILED_PRECONDITION (no such space here, or not the expected one),
-        RESOURCE_EXHAUSTED with RetryInfo (queue full), DEADLINE_EXCEEDED, UNAVAILABLE (starting or draining).
+        RESOURCE_EXHAUSTED with RetryInfo and `grpc-retry-pushback-ms` (too many calls or bytes under way, queue full),
+        DEADLINE_EXCEEDED, UNAVAILABLE with RetryInfo (starting, draining, or the encoding thread is being restarted).
         """
 
     @_abc_1.abstractmethod
