@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from encoders._source import MediaLimits, article, describe, read_source
+from encoders._source import MediaLimits, article, describe, out_of_memory, read_source
 from encoders.errors import MediaError
 
 # Listed, since Pillow also reads formats that run other programs (EPS) or are seldom tested.
@@ -72,6 +72,8 @@ def _unidentified(data: bytes) -> MediaError:
 
 
 def _damaged(data: bytes, error: Exception) -> MediaError:
+    if isinstance(error, MemoryError):
+        return out_of_memory()
     text = str(error) or type(error).__name__
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return MediaError("truncated", f"the {describe(data)} breaks off before its end")

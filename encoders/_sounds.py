@@ -48,6 +48,11 @@ def decode_audio(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> S
         MediaError: `not_found`, `empty`, `too_large`, `unsupported_format`, `truncated`, `undecodable`, `not_finite` or
             `too_short`.
     """
+    return to_16_khz(*decode_at_own_rate(source, limits))
+
+
+def decode_at_own_rate(source: bytes | Path, limits: MediaLimits) -> tuple[Samples, int, str]:
+    """Mono samples, their rate in Hz and the file's kind in words. Errors as `decode_audio`; needs no torch."""
     data = read_source(source, limits)
     kind = describe(data)
     if _declares_more_than_it_holds(data, kind):
@@ -57,6 +62,11 @@ def decode_audio(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> S
         raise MediaError("empty", f"the {kind} holds no sound (0 samples); it may have been cut short")
     if not np.isfinite(samples).all():
         raise MediaError("not_finite", f"the {kind} holds samples that are not numbers (NaN or infinite)")
+    return samples, rate, kind
+
+
+def to_16_khz(samples: Samples, rate: int, kind: str = "sound") -> Samples:
+    """Mono `samples` [n] of `rate` Hz at 16 kHz. Raises `MediaError` (`too_short`) under 25 ms."""
     samples = _resample(samples, rate)
     if len(samples) < MIN_SAMPLES:
         raise MediaError(

@@ -3,6 +3,7 @@
 A file's kind is told from its content, never from its name. Nothing here decodes.
 """
 
+import resource
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,20 @@ class MediaLimits:
     Attributes:
         max_bytes: of a picture's or sound's file.
         max_image_pixels: width times height; a compressed file can claim far more than its size.
+        max_image_frames: of an animation or of a file of several pages, though only the first counts.
         max_audio_seconds: of a clip.
         max_text_chars: of a text, after cleaning.
+        max_decode_seconds: wall-clock time of one file's decoding.
+        max_decode_memory_bytes: address space of a decoding process (`encoders.decode_pool`), its own libraries included.
     """
 
     max_bytes: int = 64 * MEBIBYTE
     max_image_pixels: int = 50_000_000
+    max_image_frames: int = 10_000
     max_audio_seconds: float = 600.0
     max_text_chars: int = 50_000
+    max_decode_seconds: float = 30.0
+    max_decode_memory_bytes: int = 4096 * MEBIBYTE
 
 
 # (offset, signature, what it is). The first match counts.
@@ -115,6 +122,13 @@ def _describe_text(head: bytes) -> str:
     if b"\x00" not in head and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         return "text"
     return "unknown data"
+
+
+def out_of_memory() -> MediaError:
+    """What a `MemoryError` means to the caller; in a decoding process there is a limit to name."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    most = "there is" if limit == resource.RLIM_INFINITY else f"the limit of {limit // MEBIBYTE:,} MiB"
+    return MediaError("too_large", f"decoding needs more memory than {most}")
 
 
 def article(name: str) -> str:

@@ -9,10 +9,13 @@ EncoderError
 from typing import Final
 
 MEDIA_CODES: Final = (
+    "decode_timeout",
+    "decoder_crashed",
     "empty",
     "not_finite",
     "not_found",
     "too_large",
+    "too_many_frames",
     "too_many_pixels",
     "too_short",
     "truncated",
