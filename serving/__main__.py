@@ -10,7 +10,8 @@ from serving.settings import ServeSettings
 
 def announce(server: Server) -> None:
     """Print where the server listens, for people and for scripts."""
-    print(f"serving on {server.address} (admin on {server.admin_address})", flush=True)
+    metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
+    print(f"serving on {server.address} (admin on {server.admin_address}{metrics})", flush=True)
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ ServingError
 │   └── WrongSpace      content of one modality for a space of another
 ├── NotFound            NOT_FOUND: a model that does not exist
 ├── PreconditionFailed  FAILED_PRECONDITION, ErrorInfo: a space that is not the expected one, no stable model
-├── Overloaded          RESOURCE_EXHAUSTED, RetryInfo
-├── Unavailable         UNAVAILABLE, RetryInfo: starting, draining, an event log that cannot be written
-└── DeadlineExceeded    DEADLINE_EXCEEDED
+├── Overloaded          RESOURCE_EXHAUSTED, RetryInfo and grpc-retry-pushback-ms
+├── Unavailable         UNAVAILABLE, the same: starting, draining, an event log that cannot be written
+├── DeadlineExceeded    DEADLINE_EXCEEDED
+└── ItemFailedError     INTERNAL, of one item: our code failed on it; the log says how, the caller only learns that it did
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,20 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"  # gRPC's own name, which its clients obey: gRFC A6
 ERROR_DOMAIN: Final = "triptych"
+
+Trailers = tuple[tuple[str, str | bytes], ...]
 
 
 class ServingError(Exception):
     """Base; `code` is the status, `details()` the google.rpc messages beside it."""
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+
+    def trailers(self) -> Trailers:
+        """Trailing metadata beside the details; none by default."""
+        return ()
 
     def details(self) -> list[Message]:
         """Machine-readable details; none by default."""
@@ -88,6 +96,10 @@ class _RetryLaterError(ServingError):
         super().__init__(message)
         self.retry_seconds = retry_seconds
 
+    def trailers(self) -> Trailers:
+        """How long to wait before the next try."""
+        return ((PUSHBACK_KEY, str(round(1000 * self.retry_seconds))),)
+
     def details(self) -> list[Message]:
         """One RetryInfo."""
         info = error_details_pb2.RetryInfo()
@@ -113,12 +125,16 @@ class DeadlineExceeded(ServingError):  # noqa: N818
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def packed_details(error: ServingError) -> tuple[tuple[str, bytes], ...]:
+class ItemFailedError(ServingError):
+    """Our code failed on one input."""
+
+
+def packed_details(error: ServingError) -> Trailers:
     """Trailing metadata that carries the error's details; empty where it has none."""
     details = error.details()
     if not details:
-        return ()
+        return error.trailers()
     status = status_pb2.Status(code=error.code.value[0], message=str(error))
     for detail in details:
         status.details.add().Pack(detail)
-    return ((DETAILS_KEY, status.SerializeToString()),)
+    return ((DETAILS_KEY, status.SerializeToString()), *error.trailers())

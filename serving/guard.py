@@ -15,10 +15,12 @@ import structlog
 
 from serving import budget
 from serving.errors import DeadlineExceeded, Overloaded, ServingError, Unavailable, packed_details
+from serving.metrics import Metrics
 from serving.settings import ServeSettings
 
 OUR_PREFIX: Final = "/triptych.v1."
-PERMIT_RETRY_SECONDS: Final = 0.1
+PERMIT_RETRY_SECONDS: Final = 0.1  # at least
+SMOOTHING: Final = 0.05  # weight of the newest call in the running mean of a method's seconds
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
 log = structlog.get_logger("serving")
@@ -27,9 +29,11 @@ log = structlog.get_logger("serving")
 class Guard(grpc.aio.ServerInterceptor):
     """Wraps the unary methods of our services."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._under_way: Counter[str] = Counter()
+        self._mean_seconds: dict[str, float] = {}
         self._draining = False
 
     def drain(self) -> None:
@@ -58,26 +62,39 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             reply = await self._limited(name, handler, request, context)
         except ServingError as error:
-            self._log(name, request, start, error.code.name, str(error))
+            self._note(name, request, start, error.code.name, str(error))
             await context.abort(error.code, str(error), packed_details(error))
+        except asyncio.CancelledError:
+            self._note(name, request, start, "CANCELLED", "the caller went away")
+            raise
         except Exception:
             log.exception("failed", method=name, request_id=request.request_id)
+            self._note(name, request, start, "INTERNAL", "internal error")
             await context.abort(grpc.StatusCode.INTERNAL, f"internal error; request_id {request.request_id}")
         else:
             reply.request_id = request.request_id
-            self._log(name, request, start, "OK", "")
+            self._note(name, request, start, "OK", "")
             return reply
 
     async def _limited(self, name: str, handler: Handler, request: Any, context: Any) -> Any:
         if self._draining:
+            self._metrics.rejections.labels("draining").inc()
             raise Unavailable("the server is shutting down")
         if self._under_way[name] >= self._settings.permits:
-            raise Overloaded(f"{self._settings.permits} calls of {name} are under way", PERMIT_RETRY_SECONDS)
+            self._metrics.rejections.labels("permits").inc()
+            raise Overloaded(f"{self._settings.permits} calls of {name} are under way", self._retry_seconds(name))
         self._under_way[name] += 1
+        start = time.monotonic()
         try:
             return await self._timed(handler, request, context)
         finally:
             self._under_way[name] -= 1
+            mean = self._mean_seconds.get(name, PERMIT_RETRY_SECONDS)
+            self._mean_seconds[name] = mean + SMOOTHING * (time.monotonic() - start - mean)
+
+    def _retry_seconds(self, name: str) -> float:
+        """Half of what a call takes: by then half of those under way have ended."""
+        return max(PERMIT_RETRY_SECONDS, self._mean_seconds.get(name, 0.0) / 2)
 
     async def _timed(self, handler: Handler, request: Any, context: Any) -> Any:
         left = context.time_remaining()
@@ -91,7 +108,9 @@ class Guard(grpc.aio.ServerInterceptor):
         except TimeoutError as error:
             raise DeadlineExceeded(f"no answer within {seconds:.3g} s") from error
 
-    @staticmethod
-    def _log(name: str, request: Any, start: float, code: str, message: str) -> None:
-        milliseconds = round(1000 * (time.perf_counter() - start), 2)
+    def _note(self, name: str, request: Any, start: float, code: str, message: str) -> None:
+        seconds = time.perf_counter() - start
+        self._metrics.calls.labels(name, code).inc()
+        self._metrics.call_seconds.labels(name).observe(seconds)
+        milliseconds = round(1000 * seconds, 2)
         log.info("call", method=name, request_id=request.request_id, code=code, ms=milliseconds, error=message or None)

@@ -17,7 +17,8 @@ from protos.triptych.v1 import common_pb2, ranking_pb2, ranking_pb2_grpc
 from ranker.scorer import Context, ItemBatch
 from serving import convert, scoring
 from serving.budget import Stopwatch
-from serving.embedding import Embedder, check_expected
+from serving.embedder import Embedder
+from serving.embedding import check_expected
 from serving.errors import InvalidRequest, Violation
 from serving.hot_tier import read_items
 from serving.manifests import model_message

@@ -14,8 +14,8 @@ from feature_store.spaces import view_name
 from protos.triptych.v1 import common_pb2, ranking_pb2
 from serving import convert
 from serving.budget import Stopwatch
-from serving.embedding import Embedder
-from serving.errors import InvalidRequest, PreconditionFailed, Violation, WrongSpace
+from serving.embedder import Embedder
+from serving.errors import InvalidRequest, ItemFailedError, PreconditionFailed, Violation, WrongSpace
 from serving.scoring import nearest
 from serving.store import NO_ANSWER, Store
 
@@ -115,11 +115,13 @@ async def embed_query(
     kind = query.WhichOneof("content") or ""
     if kind == "vector":
         return _given_vector(query.vector, space_id, dims)
-    lane = embedder.lane(kind, space_id, [0], query=True)
-    [outcome] = await embedder.embed(lane, [getattr(query, kind)], clock)
-    if isinstance(outcome, MediaError):
-        raise InvalidRequest([Violation(f"query.{kind}", f"{outcome.code}: {outcome}")])
-    return lane.space.space_id, outcome
+    target = embedder.target(kind, space_id, [0], query=True)
+    [outcome] = await embedder.embed([(target, getattr(query, kind))], clock=clock)
+    if isinstance(outcome.error, MediaError):
+        raise InvalidRequest([Violation(f"query.{kind}", f"{outcome.error.code}: {outcome.error}")])
+    if outcome.vector is None:
+        raise outcome.error or ItemFailedError("the query could not be encoded")
+    return target.space.space_id, outcome.vector
 
 
 def _given_vector(vector: common_pb2.Vector, space_id: str, dims: Mapping[str, int]) -> tuple[str, Vector]:

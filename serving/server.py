@@ -31,10 +31,12 @@ from protos.triptych.v1 import (
 )
 from ranker.errors import RankerError
 from serving.admin import AdminService
-from serving.embedding import Embedder, EmbeddingService
+from serving.embedder import Embedder
+from serving.embedding import EmbeddingService
 from serving.errors import ServingError
 from serving.feedback import FeedbackService
 from serving.guard import Guard
+from serving.metrics import Metrics, MetricsPort
 from serving.models import Models
 from serving.ranking import RankingService
 from serving.settings import ServeSettings
@@ -60,30 +62,43 @@ class Server:
     def __init__(self, home: Home, settings: ServeSettings) -> None:
         self.home = home
         self.settings = settings
-        self.guard = Guard(settings)
+        self.metrics = Metrics()
+        self.guard = Guard(settings, self.metrics)
         self.health = health.aio.HealthServicer()
         # Two connections: a reader never waits for a writer's sync.
         self._logs = (EventLog(home.events), EventLog(home.events))
         self.store = Store(home, settings)
         self.models = Models(home, self.store, settings)
         self.users = Users(self.store, self._logs[1], settings)
-        self.embedder = Embedder(settings)
+        self.embedder = Embedder(settings, self.metrics, self._embedding_changed)
         self.ranking = RankingService(home, self.models, self.users, self.store, self.embedder, settings)
         self.feedback = FeedbackService(self._logs[0], settings)
         self._servers: list[grpc.aio.Server] = []
         self._watcher: asyncio.Task[None] | None = None
         self._poll_error = ""
-        self.address = self.admin_address = ""
+        self._loop: asyncio.AbstractEventLoop
+        self._metrics_port: MetricsPort | None = None
+        self._stopping = False
+        self.address = self.admin_address = self.metrics_address = ""
 
     async def start(self) -> None:
-        """Open both ports; feedback and administration are SERVING, the rest is not yet."""
+        """Open the ports; feedback and administration are SERVING, the rest is not yet."""
+        self._loop = asyncio.get_running_loop()
         for service in (WHOLE_SERVER, EMBEDDING, RANKING):
             await self.health.set(service, Status.NOT_SERVING)
         for service in (FEEDBACK, ADMIN):
             await self.health.set(service, Status.SERVING)
         self.address = await self._open(self._add_public, self.settings.host, self.settings.port)
         self.admin_address = await self._open(self._add_admin, self.settings.admin_host, self.settings.admin_port)
-        log.info("listening", address=self.address, admin_address=self.admin_address, pid=os.getpid())
+        if self.settings.metrics:
+            self._metrics_port = MetricsPort(self.metrics, self.settings.metrics_host, self.settings.metrics_port)
+            self.metrics_address = self._metrics_port.address
+        log.info("listening", **self._about())
+
+    def _about(self) -> dict[str, Any]:
+        addresses = {"address": self.address, "admin_address": self.admin_address}
+        metrics = {"metrics_address": self.metrics_address} if self.metrics_address else {}
+        return {**addresses, **metrics, "pid": os.getpid()}
 
     async def _open(self, add: Callable[[grpc.aio.Server], tuple[str, ...]], host: str, port: int) -> str:
         limits = [
@@ -104,7 +119,7 @@ class Server:
         return f"{host}:{bound}"
 
     def _add_public(self, server: grpc.aio.Server) -> tuple[str, ...]:
-        embedding = EmbeddingService(self.embedder, self.home, self.settings, self.models.items_loaded)
+        embedding = EmbeddingService(self.embedder, self.home, self.settings, self.metrics, self.models.items_loaded)
         embedding_pb2_grpc.add_EmbeddingServiceServicer_to_server(embedding, server)
         ranking_pb2_grpc.add_RankingServiceServicer_to_server(self.ranking, server)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(self.feedback, server)
@@ -116,13 +131,18 @@ class Server:
 
     async def warm_up(self) -> None:
         """Load encoders and the stable model; the whole server is SERVING after that, with or without a model."""
-        await self.embedder.load()
-        await self.health.set(EMBEDDING, Status.SERVING)
+        await self.embedder.load()  # its health is set by `_embedding_changed`
         await self._poll()
         await self.health.set(WHOLE_SERVER, Status.SERVING)
         self._watcher = asyncio.create_task(self._watch())
         self._write_address()
         log.info("serving", address=self.address, ranking=self.models.ready)
+
+    def _embedding_changed(self, serves: bool) -> None:
+        """Called by the embedder's threads."""
+        if not self._stopping:
+            status = Status.SERVING if serves else Status.NOT_SERVING
+            asyncio.run_coroutine_threadsafe(self.health.set(EMBEDDING, status), self._loop)
 
     async def _watch(self) -> None:
         while True:
@@ -144,13 +164,13 @@ class Server:
     def _write_address(self) -> None:
         path = self.home.root / SERVE_FILE
         temporary = path.with_suffix(f".{os.getpid()}")
-        about = {"address": self.address, "admin_address": self.admin_address, "pid": os.getpid()}
-        temporary.write_text(json.dumps(about))
+        temporary.write_text(json.dumps(self._about()))
         temporary.replace(path)
 
     async def stop(self) -> None:
         """End in order; see the module's docstring."""
         log.info("stopping")
+        self._stopping = True
         await self.health.enter_graceful_shutdown()
         await asyncio.sleep(NOTICE_SECONDS)
         self.guard.drain()
@@ -165,6 +185,8 @@ class Server:
         rooms: tuple[Any, ...] = (self.feedback, self.ranking, self.users, self.embedder, self.models, self.store)
         for room in (*rooms, *self._logs):
             room.close()
+        if self._metrics_port is not None:
+            self._metrics_port.close()
         self._forget_address()
 
     def _forget_address(self) -> None:

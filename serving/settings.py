@@ -15,10 +15,16 @@ class ServeSettings(BaseSettings):
     """What an operator may set.
 
     Attributes:
-        port, admin_port: 0 lets the system choose; the chosen ones are printed and written to `serve.json`.
+        port, admin_port, metrics_port: 0 lets the system choose; the chosen ones are printed and written to `serve.json`.
+        metrics: whether to tell Prometheus at all.
         default_deadline_seconds: for calls that bring none; a longer one is cut to `max_deadline_seconds`.
         queue_capacity: jobs that may wait for each worker; past it calls get RESOURCE_EXHAUSTED.
-        permits: calls of one method that may be under way at once.
+        permits: calls of one method that may be under way at once; bulk calls of Embed may hold half of them.
+        max_bytes_in_flight: of Embed requests under way at once; bulk calls may hold half.
+        max_batch: inputs of one Embed call.
+        queue_rows: rows (a text, a picture, a window of sound) that may wait for their forward pass.
+        decode_workers: processes that decode pictures and sounds.
+        cache_bytes: of vectors that are kept for whoever asks for the same again; 0 keeps none.
         store_timeout_seconds: how long a request waits for Milvus before it goes on without.
         store_retry_seconds: after a failure, how long Milvus is left alone.
         refresh_seconds: how often changes of vectors and of the stable model are looked for.
@@ -33,6 +39,9 @@ class ServeSettings(BaseSettings):
     port: int = Field(default=50051, ge=0, le=65535)
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(default=0, ge=0, le=65535)
+    metrics: bool = True
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
     encoders: str | None = None
     default_deadline_seconds: float = Field(default=5.0, gt=0)
     max_deadline_seconds: float = Field(default=60.0, gt=0)
@@ -43,7 +52,11 @@ class ServeSettings(BaseSettings):
     refresh_seconds: float = Field(default=5.0, gt=0)
     drain_seconds: float = Field(default=10.0, ge=0)
     max_message_bytes: int = Field(default=64 * MEBIBYTE, ge=MEBIBYTE)
-    max_batch: int = Field(default=256, ge=1)
+    max_batch: int = Field(default=64, ge=1)
+    max_bytes_in_flight: int = Field(default=256 * MEBIBYTE, ge=1)
+    queue_rows: int = Field(default=4096, ge=1)
+    decode_workers: int = Field(default=2, ge=1)
+    cache_bytes: int = Field(default=64 * MEBIBYTE, ge=0)
     max_candidates: int = Field(default=5_000, ge=1)
     max_events: int = Field(default=1_000, ge=1)
     max_session_events: int = Field(default=500, ge=0)

@@ -63,6 +63,8 @@ def check_embed(request: embedding_pb2.EmbedRequest, settings: ServeSettings) ->
         )
     known = request.role in embedding_pb2.EmbedRole.values()
     checks.require(known, "role", f"unknown role {request.role}")
+    known = request.priority in embedding_pb2.EmbedPriority.values()
+    checks.require(known, "priority", f"unknown priority {request.priority}")
     checks.done()
 
 

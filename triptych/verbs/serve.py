@@ -20,6 +20,12 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(help="Port of AdminService. [default: chosen by the system]")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics for Prometheus. [default: chosen by the system]")
+    ] = None,
+    metrics: Annotated[
+        bool | None, typer.Option("--metrics/--no-metrics", help="Tell metrics at all. [default: --metrics]")
+    ] = None,
     encoders: Annotated[
         str | None, typer.Option(help="`bundled`, `hub` or a YAML file. [default: TRIPTYCH_ENCODERS, else bundled]")
     ] = None,
@@ -48,6 +54,8 @@ def serve(
         "host": host,
         "port": port,
         "admin_port": admin_port,
+        "metrics_port": metrics_port,
+        "metrics": metrics,
         "encoders": encoders,
         "log_level": log_level,
     }
@@ -66,6 +74,7 @@ def serve(
 
 def announce(server: "Server") -> None:
     """Print where the server listens, for people and for scripts."""
-    console.print(f"serving on {server.address} (admin on {server.admin_address})", highlight=False)
+    metrics = f", metrics on {server.metrics_address}" if server.metrics_address else ""
+    console.print(f"serving on {server.address} (admin on {server.admin_address}{metrics})", highlight=False)
     if not server.models.ready:
         console.print("no model is stable yet, or no vectors are loaded: Rank will say what is missing", style="yellow")

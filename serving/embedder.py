@@ -1,0 +1,157 @@
+"""The encoders of this process, behind the batching pipeline: contents in, vectors or reasons out."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from encoders.profiles import Encoders, load_profile
+from encoders.space import EmbeddingSpace
+from encoders.staged import StagedEncoder
+from serving import budget
+from serving.batching.jobs import Call, Item, Outcome
+from serving.batching.pipeline import Pipeline
+from serving.batching.queue import Lane
+from serving.budget import Stopwatch
+from serving.errors import PreconditionFailed, ServingError, Unavailable, Violation, WrongSpace
+from serving.metrics import Metrics
+from serving.settings import ServeSettings
+
+STAGES: Final = ("decode", "prepare", "queue", "forward")
+LOADING_RETRY_SECONDS: Final = 2.0
+RESTART_RETRY_SECONDS: Final = 0.5
+State = Callable[[bool], None]
+log = structlog.get_logger("serving.embedding")
+
+
+@dataclass(frozen=True)
+class Target:
+    """How contents of one modality get into one space; `positions` are those in the request."""
+
+    modality: str
+    encoder: StagedEncoder
+    query: bool
+    positions: Sequence[int]
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Where they get."""
+        return self.encoder.space
+
+
+class Embedder:
+    """Starts empty; `load` fills it. `on_state` is told, on any thread, when it begins and ceases to serve."""
+
+    def __init__(self, settings: ServeSettings, metrics: Metrics, on_state: State = lambda _: None) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._encoders: Encoders | None = None
+        self.pipeline = Pipeline(
+            self._load,
+            metrics,
+            cache_bytes=settings.cache_bytes,
+            decode_workers=settings.decode_workers,
+            on_state=on_state,
+        )
+
+    async def load(self) -> None:
+        """Load the profile's encoders and run each once; raises what loading raises."""
+        await asyncio.wrap_future(self.pipeline.start())
+
+    def _load(self) -> Iterable[StagedEncoder]:
+        encoders = load_profile(self._settings.encoders)
+        self._encoders = encoders
+        present = (encoders.by_modality(modality) for modality in ("text", "image", "audio"))
+        return [encoder for encoder in present if encoder is not None]
+
+    @property
+    def spaces(self) -> list[EmbeddingSpace]:
+        """Spaces that this process can embed into; none while it starts."""
+        return self._encoders.spaces if self._encoders else []
+
+    def target(self, modality: str, space_id: str, positions: Sequence[int], *, query: bool) -> Target:
+        """How contents of `modality` get into `space_id` (empty: the modality's own space).
+
+        Raises `Unavailable` while the encoders are being loaded or replaced, `PreconditionFailed` where this process has no such
+        encoder, `WrongSpace` where the space takes no such input.
+        """
+        encoder: Any = self._encoder(modality, space_id)
+        space = encoder.space
+        if space.modality == modality:
+            return Target(modality, encoder, query and modality == "text", positions)
+        if space.query_modality == modality:
+            return Target(modality, encoder, query=True, positions=positions)
+        takes = " and ".join(filter(None, (space.modality, space.query_modality)))
+        fields = [Violation(f"inputs[{i}]", f"is {modality}, but space {space_id} takes {takes}") for i in positions]
+        raise WrongSpace(fields)
+
+    def _encoder(self, modality: str, space_id: str) -> Any:
+        encoders = self._ready()
+        if not space_id:
+            encoder: Any = encoders.by_modality(modality)
+        else:
+            known = any(space.space_id == space_id for space in encoders.spaces)
+            encoder = encoders.by_space(space_id) if known else None
+        if encoder is None:
+            served = ", ".join(space.space_id for space in self.spaces) or "none"
+            wanted = f"space {space_id}" if space_id else f"modality {modality}"
+            raise PreconditionFailed(
+                f"no encoder here for {wanted}; there is: {served}",
+                "SPACE_NOT_SERVED",
+                {"space_id": space_id, "modality": modality, "served": served},
+            )
+        return encoder
+
+    def _ready(self) -> Encoders:
+        if self._encoders is not None and self.pipeline.worker.up:
+            return self._encoders
+        died = self.pipeline.worker.has_served
+        self._metrics.rejections.labels("restarting" if died else "starting").inc()
+        if died:
+            raise Unavailable("the encoding thread is being restarted", RESTART_RETRY_SECONDS)
+        raise Unavailable("the encoders are being loaded", LOADING_RETRY_SECONDS)
+
+    async def embed(
+        self, contents: Sequence[tuple[Target, Any]], lane: Lane = Lane.INTERACTIVE, clock: Stopwatch | None = None
+    ) -> list[Outcome]:
+        """An outcome for each content, in their order; `clock` is told where the slowest one's time went.
+
+        An outcome's error is a `MediaError` (its content is to blame) or `ItemFailedError` (we are). Raises `Unavailable` and
+        `DeadlineExceeded` for all of them. Who gives up waiting is dropped before the forward pass.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Outcome]] = loop.create_future()
+
+        def tell(outcomes: list[Outcome]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, answer, outcomes)
+
+        call = Call(lane, budget.deadline(), len(contents), tell)
+        items = [Item(i, to.modality, to.encoder, to.query, content) for i, (to, content) in enumerate(contents)]
+        try:
+            self.pipeline.submit(call, items)
+            outcomes = await answer
+        finally:
+            call.abandon()
+        return _checked(outcomes, clock)
+
+    def close(self) -> None:
+        """Settle what is under way and end the threads."""
+        self.pipeline.close()
+
+
+def _resolve(answer: "asyncio.Future[list[Outcome]]", outcomes: list[Outcome]) -> None:
+    if not answer.done():  # its caller may have gone
+        answer.set_result(outcomes)
+
+
+def _checked(outcomes: list[Outcome], clock: Stopwatch | None) -> list[Outcome]:
+    for outcome in outcomes:
+        if isinstance(outcome.error, ServingError) and outcome.error.code.name != "INTERNAL":
+            raise outcome.error
+    if clock is not None:
+        for stage in STAGES:
+            clock.add(stage, max(getattr(outcome.trace, stage) for outcome in outcomes))
+    return outcomes
