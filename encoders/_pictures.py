@@ -1,7 +1,7 @@
 """Pictures: any file that Pillow reads safely, as upright RGB on white.
 
 EXIF rotation is applied, transparency is laid on white, 16-bit and floating-point samples are scaled to 8 bits, and of an
-animation the first frame counts. The size is checked before any pixel is decoded.
+animation the first frame counts. The size is checked before any pixel is decoded. Colour profiles are ignored (decision 019).
 """
 
 import io
@@ -12,41 +12,50 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from encoders._jpegs import decode_jpeg
+from encoders._picture_files import check_picture_file
 from encoders._source import MediaLimits, article, describe, out_of_memory, read_source
 from encoders.errors import MediaError
 
 # Listed, since Pillow also reads formats that run other programs (EPS) or are seldom tested.
 FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUPPORTED: Final = "PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF"
-_ADVICE: Final = {
-    "SVG drawing": "SVG is a vector drawing; export it as PNG",
-    "HEIC picture": "HEIC is not supported; export it as JPEG",
-}
+_ADVICE: Final = {"SVG drawing": "SVG is a vector drawing; export it as PNG"}
+# How Pillow names text chunks and colour profiles that unpack to more than it allows (1 MiB each, 64 MiB in all).
+_TEXT_BOMBS: Final = ("Decompressed data too large", "Too much memory used in text chunks")
 
 
 def decode_image(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> Image.Image:  # noqa: B008  (frozen)
     """The picture in `source` (a file, or a file's bytes) as RGB.
 
     Raises:
-        MediaError: `not_found`, `empty`, `too_large`, `unsupported_format`, `too_many_pixels`, `truncated` or `undecodable`.
+        MediaError: `not_found`, `empty`, `too_large`, `unsupported_format`, `too_many_pixels`, `too_many_frames`,
+            `truncated` or `undecodable`.
     """
     data = read_source(source, limits)
+    kind = describe(data)
     # Pillow warns of what it tolerates. `warnings.catch_warnings` would be tidier, but is not safe in threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    picture = _open(data, limits)
+    picture = _open(data, kind, limits)
     try:
+        check_picture_file(data, limits)
+        if kind == "JPEG picture":
+            picture = decode_jpeg(data, picture)
         picture.load()
         return _to_rgb(_upright(picture))
+    except MediaError:
+        raise
     except (
         Exception
     ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError ...
         raise _damaged(data, error) from error
 
 
-def _open(data: bytes, limits: MediaLimits) -> Image.Image:
+def _open(data: bytes, kind: str, limits: MediaLimits) -> Image.Image:
     """The picture before its pixels are decoded."""
+    formats = (_heif(),) if kind == "HEIC picture" else FORMATS
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -62,11 +71,22 @@ def _open(data: bytes, limits: MediaLimits) -> Image.Image:
     return picture
 
 
+def _heif() -> str:
+    """Pillow's name of HEIC pictures, whose decoder is an extra: it is large, and HEVC is patented in some countries."""
+    try:
+        import pillow_heif
+    except ImportError:
+        advice = "pip install 'triptych[heic]', or export it as JPEG"
+        raise MediaError("unsupported_format", f"HEIC pictures need an extra: {advice}") from None
+    pillow_heif.register_heif_opener()
+    return "HEIF"
+
+
 def _unidentified(data: bytes) -> MediaError:
     kind = describe(data)
     if kind in _ADVICE:
         return MediaError("unsupported_format", _ADVICE[kind])
-    if kind.removesuffix(" picture") in {"AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WebP"}:
+    if kind.removesuffix(" picture") in {"AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WebP"}:
         return MediaError("undecodable", f"the file begins like {article(kind)}, but its header is damaged")
     return MediaError("unsupported_format", f"the file holds {article(kind)}, not a picture ({_SUPPORTED})")
 
@@ -75,6 +95,10 @@ def _damaged(data: bytes, error: Exception) -> MediaError:
     if isinstance(error, MemoryError):
         return out_of_memory()
     text = str(error) or type(error).__name__
+    if any(bomb in text for bomb in _TEXT_BOMBS):
+        return MediaError(
+            "too_large", f"the {describe(data)} holds compressed text or a profile that is too large: {text}"
+        )
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return MediaError("truncated", f"the {describe(data)} breaks off before its end")
     return MediaError("undecodable", f"the {describe(data)} is damaged: {text}")

@@ -1,12 +1,12 @@
 """Sounds: any file that libsndfile or FFmpeg reads, as 16 kHz mono.
 
-Decoders take a file that was cut short and answer with less, or with nothing, and no error. So containers are checked for parts
-that they declare and do not hold, and decoded lengths are compared with declared ones.
+Decoders take a file that was cut short and answer with less, or with nothing, and no error. So containers are checked first
+(`encoders._sound_files`), and decoded lengths are compared with declared ones.
 """
 
 import io
-import struct
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from encoders._source import MediaLimits, article, describe, read_source
+from encoders._sound_files import check_sound_file, xing_frames
+from encoders._source import MediaLimits, article, describe, id3_length, read_source
 from encoders.errors import MediaError
 
 SAMPLE_RATE_HZ: Final = 16_000
@@ -28,15 +29,19 @@ _LENGTH_TOLERANCE, _TOLERANCE_SECONDS = 0.02, 0.15
 # A resampling kernel grows with the reduced ratio's parts: 44,101 Hz would need 700 million taps. 640 keeps every rate in use
 # exact (11,025 Hz is 441/640) and the others within a millionth.
 _MAX_RATIO_PART: Final = 640
-_OGG_END_OF_STREAM: Final = 4
 _DEMUXERS: Final = {
     "AAC sound": "aac",
     "MP3 sound": "mp3",
     "MP4 sound or film": "mov",
     "Ogg sound": "ogg",
+    "WAV sound": "wav",
     "WMA sound or film": "asf",
     "WebM or Matroska sound or film": "matroska",
 }
+# libsndfile reads MP3 too, but its decoder writes its complaints to stderr.
+_LIBSNDFILE: Final = frozenset(
+    {"AIFF sound", "AU sound", "CAF sound", "FLAC sound", "Ogg sound", "WAV sound", "Wave64 sound"}
+)
 _SUPPORTED: Final = "WAV, FLAC, Ogg, MP3, M4A, AAC, Opus, AIFF, WMA"
 Samples = NDArray[np.float32]
 
@@ -55,8 +60,7 @@ def decode_at_own_rate(source: bytes | Path, limits: MediaLimits) -> tuple[Sampl
     """Mono samples, their rate in Hz and the file's kind in words. Errors as `decode_audio`; needs no torch."""
     data = read_source(source, limits)
     kind = describe(data)
-    if _declares_more_than_it_holds(data, kind):
-        raise MediaError("truncated", f"the {kind} breaks off before its end")
+    check_sound_file(data, kind)
     samples, rate = _decode(data, kind, limits)
     if not samples.size:
         raise MediaError("empty", f"the {kind} holds no sound (0 samples); it may have been cut short")
@@ -89,22 +93,25 @@ def _decode(data: bytes, kind: str, limits: MediaLimits) -> tuple[Samples, int]:
     """Mono samples at the file's own rate."""
     import soundfile
 
-    if kind == "MP3 sound":  # libsndfile reads it too, but its decoder writes its complaints to stderr
+    if kind not in _LIBSNDFILE and kind not in _DEMUXERS:
+        raise MediaError("unsupported_format", f"the file holds {article(kind)}, not a sound ({_SUPPORTED})")
+    if kind not in _LIBSNDFILE:
         return _decode_with_ffmpeg(data, kind, limits)
     try:
         file = soundfile.SoundFile(_Reader(data))
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        if kind in _DEMUXERS:
+        if kind in _DEMUXERS:  # a codec that libsndfile does not know
             return _decode_with_ffmpeg(data, kind, limits)
-        if kind.endswith(" sound"):
-            raise MediaError("undecodable", f"the {kind} is damaged: its header cannot be read") from error
-        raise MediaError("unsupported_format", f"the file holds {article(kind)}, not a sound ({_SUPPORTED})") from error
+        raise MediaError("undecodable", f"the {kind} is damaged: its header cannot be read") from error
     with file:
-        _check_shape(file.samplerate, file.channels, file.frames / max(1, file.samplerate), limits)
+        declared = file.frames / max(1, file.samplerate)
+        _check_shape(file.samplerate, file.channels, declared, limits)
         try:
             samples = _collect(_blocks(file), file.samplerate, limits)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise MediaError("undecodable", f"the {kind} is damaged or breaks off: {error}") from error
+        if samples.size:
+            _check_length(kind, len(samples) / file.samplerate, declared)
         return samples, int(file.samplerate)
 
 
@@ -122,6 +129,8 @@ def _decode_with_ffmpeg(data: bytes, kind: str, limits: MediaLimits) -> tuple[Sa
             if not container.streams.audio:
                 raise MediaError("unsupported_format", f"the {kind} has no sound track")
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise MediaError("unsupported_format", f"the {kind}'s sound track is in a coding that is not supported")
             declared = float(container.duration or 0) / av.time_base if _declares_length(data, kind) else 0.0
             _check_shape(stream.rate, stream.channels, declared, limits)
             to_planar_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
@@ -138,8 +147,7 @@ def _decode_with_ffmpeg(data: bytes, kind: str, limits: MediaLimits) -> tuple[Sa
 
 def _declares_length(data: bytes, kind: str) -> bool:
     """Whether FFmpeg reads the duration rather than guess it from the bit rate: MP3 says it in a Xing or Info header, AAC never."""
-    head = data[: 1 << 16]
-    return kind != "AAC sound" and (kind != "MP3 sound" or b"Xing" in head or b"Info" in head)
+    return kind != "AAC sound" and (kind != "MP3 sound" or xing_frames(data, id3_length(data)) > 0)
 
 
 def _check_shape(rate: int, channels: int, seconds: float, limits: MediaLimits) -> None:
@@ -154,10 +162,14 @@ def _check_shape(rate: int, channels: int, seconds: float, limits: MediaLimits) 
 
 
 def _collect(blocks: Iterator[Any], rate: int, limits: MediaLimits) -> Samples:
-    """Blocks [channels, samples] as one mono signal; stops where the limit is passed, whatever a header says."""
+    """Blocks [channels, samples] as one mono signal; stops where a limit is passed, whatever a header says."""
     mono: list[Samples] = []
-    total = 0
+    total, deadline = 0, time.monotonic() + limits.max_decode_seconds
     for block in blocks:
+        if time.monotonic() > deadline:
+            raise MediaError(
+                "decode_timeout", f"decoding took longer than the limit of {limits.max_decode_seconds:g} s"
+            )
         mono.append(block.mean(axis=0, dtype=np.float32))
         total += block.shape[1]
         _check_shape(rate, len(block), total / rate, limits)
@@ -181,51 +193,3 @@ def _resample(samples: Samples, rate: int) -> Samples:
         ratio = ratio.limit_denominator(_MAX_RATIO_PART)
     resampled: Samples = resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
     return resampled
-
-
-def _declares_more_than_it_holds(data: bytes, kind: str) -> bool:
-    checks: dict[str, Callable[[bytes], bool]] = {
-        "WAV sound": _wav_is_cut,
-        "AIFF sound": lambda data: struct.unpack(">I", data[4:8].ljust(4, b"\0"))[0] + 8 > len(data),
-        "Ogg sound": _ogg_is_cut,
-        "MP4 sound or film": _mp4_is_cut,
-    }
-    return kind in checks and checks[kind](data)
-
-
-def _wav_is_cut(data: bytes) -> bool:
-    """Whether the data chunk is longer than the file. Streamed files declare 0 or the largest number: those say nothing."""
-    position = 12
-    while position + 8 <= len(data):
-        size = int(struct.unpack("<I", data[position + 4 : position + 8])[0])
-        if data[position : position + 4] == b"data":
-            return size not in {0, 0xFFFFFFFF} and position + 8 + size > len(data)
-        position += 8 + size + size % 2
-    return position > len(data)
-
-
-def _ogg_is_cut(data: bytes) -> bool:
-    """Whether the last page is incomplete or is not marked as a stream's last (RFC 3533, section 6).
-
-    A page is 27 bytes (the sixth holds the marks, the last counts the segments), the table of segment sizes, the segments.
-    """
-    page = data[data.rfind(b"OggS") :]
-    if len(page) < 27 or not page[5] & _OGG_END_OF_STREAM:
-        return True
-    table = page[27 : 27 + page[26]]
-    return 27 + page[26] + sum(table) > len(page)
-
-
-def _mp4_is_cut(data: bytes) -> bool:
-    """Whether a top-level box reaches past the end (ISO 14496-12, 4.2: size 1 is a 64-bit size, 0 means to the end)."""
-    position = 0
-    while position + 8 <= len(data):
-        size = int(struct.unpack(">I", data[position : position + 4])[0])
-        if size == 1 and position + 16 <= len(data):
-            size = int(struct.unpack(">Q", data[position + 8 : position + 16])[0])
-        if size == 0:
-            return False
-        if size < 8:
-            return True
-        position += size
-    return position > len(data)

@@ -46,23 +46,26 @@ _SIGNATURES: Final = (
     (0, b"BM", "BMP picture"),
     (0, b"II*\x00", "TIFF picture"),
     (0, b"MM\x00*", "TIFF picture"),
-    (4, b"ftypavif", "AVIF picture"),
-    (4, b"ftypheic", "HEIC picture"),
-    (4, b"ftypheix", "HEIC picture"),
-    (4, b"ftypmif1", "HEIC picture"),
+    (0, b"II+\x00", "TIFF picture"),
+    (0, b"MM\x00+", "TIFF picture"),
     (8, b"WAVE", "WAV sound"),
     (0, b"RF64", "WAV sound"),
     (0, b"fLaC", "FLAC sound"),
     (0, b"OggS", "Ogg sound"),
     (0, b"FORM", "AIFF sound"),
+    (0, b".snd", "AU sound"),
+    (0, b"riff\x2e\x91\xcf\x11", "Wave64 sound"),
     (0, b"ID3", "MP3 sound"),
-    (0, b"\xff\xfb", "MP3 sound"),
+    (0, b"\xff\xfb", "MP3 sound"),  # MPEG 1, layer III; without, and below with, checksums
     (0, b"\xff\xfa", "MP3 sound"),
-    (0, b"\xff\xf3", "MP3 sound"),
+    (0, b"\xff\xf3", "MP3 sound"),  # MPEG 2
     (0, b"\xff\xf2", "MP3 sound"),
+    (0, b"\xff\xe3", "MP3 sound"),  # MPEG 2.5
+    (0, b"\xff\xe2", "MP3 sound"),
+    (0, b"\xff\xfd", "MP3 sound"),  # layer II
+    (0, b"\xff\xfc", "MP3 sound"),
     (0, b"\xff\xf1", "AAC sound"),
     (0, b"\xff\xf9", "AAC sound"),
-    (4, b"ftyp", "MP4 sound or film"),
     (0, b"\x1aE\xdf\xa3", "WebM or Matroska sound or film"),
     (0, b"0&\xb2u\x8ef\xcf\x11", "WMA sound or film"),
     (0, b"caff", "CAF sound"),
@@ -71,6 +74,11 @@ _SIGNATURES: Final = (
     (0, b"PK\x03\x04", "ZIP archive"),
     (0, b"\x1f\x8b", "gzip archive"),
 )
+# Brands of ISO media files (ISO 14496-12, 4.3) that are pictures; all others are sound or film.
+_BRANDS: Final = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF picture"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC picture"),
+}
 _SNIFFED_BYTES: Final = 4096
 
 
@@ -103,12 +111,35 @@ def _check_size(size: int, limits: MediaLimits) -> None:
         raise MediaError("too_large", f"the file has {size:,} bytes; the limit is {limits.max_bytes:,}")
 
 
+def id3_length(data: bytes, position: int = 0) -> int:
+    """Bytes of the ID3v2 tag at `position`, 0 if there is none (ID3 2.4.0, 3.1: seven bits a byte; a footer has ten bytes)."""
+    if data[position : position + 3] != b"ID3" or len(data) < position + 10:
+        return 0
+    size = sum((data[position + 6 + index] & 0x7F) << 7 * (3 - index) for index in range(4))
+    return 10 + size + (10 if data[position + 5] & 0x10 else 0)
+
+
 def describe(data: bytes) -> str:
     """What `data` is, in words, told from its first bytes; `unknown data` if nothing is recognised."""
+    if data.startswith(b"ID3"):  # a tag in front of the sound, nearly always of an MP3
+        behind = data[id3_length(data) :][:16]
+        return describe(behind) if behind.startswith((b"fLaC", b"\xff\xf1", b"\xff\xf9")) else "MP3 sound"
+    if data.startswith(b"ftyp", 4):
+        return _describe_brands(data)
     for offset, signature, name in _SIGNATURES:
         if data.startswith(signature, offset):
             return name
     return _describe_text(data[:_SNIFFED_BYTES])
+
+
+def _describe_brands(data: bytes) -> str:
+    """By the major brand, or for the general brands of pictures by the compatible ones."""
+    brands = [
+        data[at : at + 4] for at in (8, *range(16, min(len(data), int.from_bytes(data[:4], "big"), _SNIFFED_BYTES), 4))
+    ]
+    if brands[0] in {b"mif1", b"msf1"} and {b"avif", b"avis"} & set(brands):
+        return "AVIF picture"
+    return _BRANDS.get(brands[0], "MP4 sound or film")
 
 
 def _describe_text(head: bytes) -> str:

@@ -8,9 +8,10 @@ import hashlib
 import unicodedata
 from pathlib import Path
 
+from encoders._picture_files import describe_frames
 from encoders._pictures import decode_image
 from encoders._sounds import MIN_SAMPLES, SAMPLE_RATE_HZ, decode_audio
-from encoders._source import MediaLimits
+from encoders._source import MediaLimits, read_source
 from encoders.errors import MediaError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "clean_text",
     "decode_audio",
     "decode_image",
+    "describe_media",
     "sha256_hex",
 ]
 
@@ -48,6 +50,18 @@ def clean_text(text: str, limits: MediaLimits = MediaLimits()) -> str:  # noqa: 
 
 def _too_long(length: int, limits: MediaLimits) -> MediaError:
     return MediaError("too_large", f"the text has {length:,} characters; the limit is {limits.max_text_chars:,}")
+
+
+def describe_media(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> tuple[str, ...]:  # noqa: B008  (frozen)
+    """What a caller should be told of a file that is used: of an animation or a file of several pages only the first counts.
+
+    Nothing is decoded, and nothing is said of a file that would be refused.
+
+    Raises:
+        MediaError: as reading the file does: `not_found`, `empty`, `too_large` or `unsupported_format`.
+    """
+    note = describe_frames(read_source(source, limits), limits)
+    return (note,) if note else ()
 
 
 def sha256_hex(source: bytes | Path) -> str:

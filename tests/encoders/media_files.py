@@ -1,6 +1,8 @@
 """Real files of every kind, made in memory: pictures by Pillow, sounds by libsndfile and FFmpeg."""
 
 import io
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -35,9 +37,35 @@ def sound_file(samples, rate=16_000, kind="WAV", subtype=None):
     return buffer.getvalue()
 
 
-def ffmpeg_file(samples, rate, container, codec):
+def png_file(width, height, *, rows=None, before=b"", depth=8, colour=2):
+    """A PNG made by hand: `rows` are its unpacked bytes, `before` are chunks in front of them."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    packed = zlib.compress(bytes(100) if rows is None else rows)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", packed) + png_chunk(b"IEND")
+
+
+def png_chunk(name, data=b""):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def slow_picture(side=7_000):
+    """A PNG of one colour: a few kilobytes whose decoding takes long."""
+    packer, row = zlib.compressobj(9), bytes(1 + 3 * side)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    head = png_file(side, side)[:33]
+    return head + png_chunk(b"IDAT", rows) + png_chunk(b"IEND")
+
+
+def gif_frames(count, size=1):
+    """An animated GIF of `count` frames of size x size pixels, one block written `count` times."""
+    data = file_of(picture((size, size)), "GIF")
+    start = data.index(b",", 13 + 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 13)
+    return data[:start] + data[start:-1] * count + b";"
+
+
+def ffmpeg_file(samples, rate, container, codec, options=None):
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
+    with av.open(buffer, "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=rate)
         stream.layout = "mono"
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")

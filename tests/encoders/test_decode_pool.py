@@ -1,12 +1,10 @@
 import functools
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from encoders.decode_pool import DecodePool
 from encoders.errors import EncoderError, MediaError
 from encoders.media import MediaLimits, decode_audio, decode_image
+from tests.encoders import media_files
 from tests.encoders.media_files import ffmpeg_file, file_of, noise_picture, picture, sound_file, tone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,17 +27,7 @@ def pool():
         yield pool
 
 
-@functools.cache
-def slow_picture(side):
-    """A PNG of one colour: a few kilobytes whose decoding takes long."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    packer, row = zlib.compressobj(9), bytes(1 + 3 * side)
-    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+slow_picture = functools.cache(media_files.slow_picture)
 
 
 def wait_until(condition, seconds=10.0):
