@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
-from encoders.staged import Unit, encode_all
+from encoders.staged import Stages, Unit
 from encoders.text import load_transformer
-from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
 
 SAMPLE_RATE_HZ: Final = 16_000
@@ -50,7 +49,7 @@ class AudioModel(Protocol):
         """The model, in float32."""
 
 
-class AudioEncoder:
+class AudioEncoder(Stages):
     """An audio encoder and its embedding space.
 
     Args:
@@ -98,14 +97,6 @@ class AudioEncoder:
         kind, description = self._source.kind, self._source.description
         return EmbeddingSpace.from_recipe("audio", slug, dim, recipe, kind=kind, description=description)
 
-    def encode(self, items: Sequence[Clip], *, progress: Progress = None) -> Vectors:
-        """Unit vectors [n, dim] of 16 kHz mono clips (float32 [samples] each), in their order.
-
-        Raises:
-            MediaError: `too_short`, a clip has no samples; `not_finite`. Less than one frame of the model is repeated.
-        """
-        return encode_all(self, items, progress=progress)
-
     def prepare(self, items: Sequence[Clip], *, query: bool = False) -> list[tuple[Unit, ...]]:
         """One unit per window of each clip; the group is the window's length.
 
@@ -135,32 +126,34 @@ class AudioEncoder:
 
     def budget(self, group: Hashable) -> int:  # noqa: ARG002  (it is the same for windows of any length)
         """Samples that one forward should hold."""
-        return SECONDS_PER_BATCH[self._compute.kind] * SAMPLE_RATE_HZ
+        return SECONDS_PER_BATCH[self.compute.kind] * SAMPLE_RATE_HZ
 
-    def forward(self, units: Sequence[Unit]) -> Vectors:
-        """Mean over frames [n, dim] of windows of one length; not normalised."""
+    def collate(self, units: Sequence[Unit]) -> Any:
+        """Samples [windows, samples] of windows of one length."""
         import torch
 
-        windows = self._compute.send(torch.from_numpy(np.stack([unit.data for unit in units])))
-        with torch.inference_mode():
-            hidden = self._model(windows.to(self._compute.torch_dtype)).last_hidden_state  # [windows, frames, dim]
-            return to_numpy(hidden.float().mean(1))
+        windows = torch.from_numpy(np.stack([unit.data for unit in units]))
+        return self.compute.send(windows.to(self.compute.torch_dtype))
 
-    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
-        """Unit vectors [n, dim], each the mean of a clip's windows; raises `EncoderError` with the index of one that is none."""
-        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+    def launch(self, batch: Any) -> Any:
+        """Mean over frames [windows, dim]."""
+        import torch
+
+        with torch.inference_mode():
+            return self._model(batch).last_hidden_state.float().mean(1)
 
     def warm_up(self) -> None:
         """Load the model and run one forward."""
         self.encode([np.sin(np.arange(SAMPLE_RATE_HZ, dtype=np.float32) / 5)])
 
     @once
-    def _compute(self) -> Compute:
+    def compute(self) -> Compute:
+        """Where and in which precision the model runs."""
         return choose_compute(self._device, self._dtype)
 
     @once
     def _model(self) -> Any:
-        return self._compute.prepare(self._source.load())
+        return self.compute.prepare(self._source.load())
 
 
 class _FolderModel:

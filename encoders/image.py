@@ -7,14 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import WeightsError
 from encoders.space import EmbeddingSpace, slugify
-from encoders.staged import Unit, encode_all
-from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
+from encoders.staged import Stages, Unit, encode_all
+from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
     config_digest,
@@ -58,7 +55,7 @@ class ClipModel(Protocol):
         """The model in float32 with its transform and tokenizer."""
 
 
-class ImageEncoder:
+class ImageEncoder(Stages):
     """An image encoder and its embedding space.
 
     Args:
@@ -95,10 +92,6 @@ class ImageEncoder:
             query_modality="text",
         )
 
-    def encode(self, items: Sequence["Image"], *, progress: Progress = None) -> Vectors:
-        """Unit vectors [n, dim] of RGB pictures, in their order; `progress` is told how many more are done."""
-        return encode_all(self, items, progress=progress)
-
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of texts, comparable with those of pictures."""
         return encode_all(self, texts, query=True)
@@ -112,22 +105,24 @@ class ImageEncoder:
 
     def budget(self, group: Hashable) -> int:
         """Pictures, or tokens, that one forward should hold."""
-        return (TOKENS_PER_BATCH if group == "text" else IMAGES_PER_BATCH)[self._compute.kind]
+        return (TOKENS_PER_BATCH if group == "text" else IMAGES_PER_BATCH)[self.compute.kind]
 
-    def forward(self, units: Sequence[Unit]) -> Vectors:
-        """Projected rows [n, dim] of pictures, or of texts; not normalised."""
+    def collate(self, units: Sequence[Unit]) -> tuple[str, Any]:
+        """The group, and pixels [rows, 3, h, w] or token ids [rows, context length]."""
         import torch
 
-        batch = self._compute.send(torch.stack([unit.data for unit in units]))
-        with torch.inference_mode():
-            if units[0].group == "text":
-                return to_numpy(self._model.encode_text(batch))
-            pixels = batch.to(self._compute.torch_dtype, memory_format=torch.channels_last)
-            return to_numpy(self._model.encode_image(pixels))
+        stacked = torch.stack([unit.data for unit in units])
+        if units[0].group == "image":
+            stacked = stacked.to(self.compute.torch_dtype, memory_format=torch.channels_last)
+        return str(units[0].group), self.compute.send(stacked)
 
-    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
-        """Unit vectors [n, dim] of n items; raises `EncoderError` with the index of one that is not finite or zero."""
-        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+    def launch(self, batch: tuple[str, Any]) -> Any:
+        """Projected rows [rows, dim]."""
+        import torch
+
+        group, inputs = batch
+        with torch.inference_mode():
+            return self._model.encode_text(inputs) if group == "text" else self._model.encode_image(inputs)
 
     def warm_up(self) -> None:
         """Load the model and run one forward of each tower."""
@@ -137,8 +132,8 @@ class ImageEncoder:
         self.encode_query(["warm up"])
 
     @once
-    def _compute(self) -> Compute:
-        """Convolutional towers with batch norms lose a cosine of .995 to bfloat16 (Transformers .9999): they stay in float32."""
+    def compute(self) -> Compute:
+        """Where the model runs: convolutional towers with batch norms lose a cosine of .995 to bfloat16 (Transformers .9999): they stay in float32."""
         import torch
 
         batch_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in self._loaded.model.modules())
@@ -153,7 +148,7 @@ class ImageEncoder:
         import torch
 
         # Twice as fast for convolutions on a CPU, and nothing to a Transformer.
-        return self._compute.prepare(self._loaded.model).to(memory_format=torch.channels_last)
+        return self.compute.prepare(self._loaded.model).to(memory_format=torch.channels_last)
 
 
 def trim_aspect(picture: "Image") -> "Image":

@@ -4,6 +4,7 @@
 an item's rows into its vector. `encode_all` runs the stages one after the other, in the caller's thread.
 """
 
+import abc
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -12,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders.batching import in_windows, plan_groups
+from encoders.device import Compute
 from encoders.errors import MediaError
 from encoders.space import EmbeddingSpace
-from encoders.vectors import Progress, Vectors
+from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
 
-# Forwards' worth of units that are planned together: enough to sort by length, little enough to hold.
-WINDOW_BATCHES: Final = 32
+# Forwards' worth of units that are planned together: enough to sort by length, little enough to hold. Pictures are all of one size.
+WINDOW_BATCHES: Final = {"text": 32, "image": 1, "audio": 16}
+# Beyond this many forwards at once on a CPU each gets more threads rather than a neighbour: their working sets share one cache.
+MAX_CPU_LANES: Final = 8
 WINDOW_ITEMS: Final = 4096
 PREPARE_ITEMS: Final = 32  # prepared in one call: tokenizers are faster on lists
 
@@ -73,6 +77,69 @@ class StagedEncoder(Protocol):
         """Load the model and run one forward of each kind."""
 
 
+class Stages(abc.ABC):
+    """What the three encoders do alike. Theirs are `prepare`, `budget`, `collate`, `launch` and `warm_up`."""
+
+    space: EmbeddingSpace
+
+    @property
+    @abc.abstractmethod
+    def compute(self) -> Compute:
+        """Where and in which precision the model runs."""
+
+    @abc.abstractmethod
+    def prepare(self, items: Sequence[Any], *, query: bool = False) -> list[Units]:
+        """See `StagedEncoder`."""
+
+    @abc.abstractmethod
+    def budget(self, group: Hashable) -> int:
+        """See `StagedEncoder`."""
+
+    @abc.abstractmethod
+    def collate(self, units: Sequence[Unit]) -> Any:
+        """Units of one group as the tensors of one batch, on their way to the device; by any thread."""
+
+    @abc.abstractmethod
+    def launch(self, batch: Any) -> Any:
+        """Pooled rows [n, dim] of a collated batch, a tensor on the device; a GPU may still be computing it."""
+
+    @abc.abstractmethod
+    def warm_up(self) -> None:
+        """See `StagedEncoder`."""
+
+    def encode(self, items: Sequence[Any], *, progress: Progress = None) -> Vectors:
+        """Unit vectors [n, dim] of items in their order; `progress` is told how many more are done."""
+        return encode_all(self, items, progress=progress)
+
+    def forward(self, units: Sequence[Unit]) -> Vectors:
+        """Pooled rows [n, dim] of units of one group, not yet normalised."""
+        return self.fetch(self.launch(self.collate(units)))
+
+    def fetch(self, rows: Any) -> Vectors:
+        """What `launch` gave, as float32 on the CPU."""
+        return to_numpy(rows)
+
+    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
+        """Unit vectors [n, dim] of n items, each the mean of its rows [k, dim].
+
+        Raises:
+            EncoderError: a vector is not finite or zero; its index is named.
+        """
+        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+
+    @property
+    def launched_ahead(self) -> int:
+        """Batches that may be launched before the result of an earlier one is fetched."""
+        return 0 if self.compute.kind == "cpu" else 1
+
+    def lanes(self, threads: int) -> tuple[int, int]:
+        """How many forwards bulk encoding runs at once, and with how many of torch's `threads` each."""
+        if self.compute.kind != "cpu":
+            return 1, threads
+        count = min(threads, MAX_CPU_LANES)
+        return count, threads // count
+
+
 def prepare_each(encoder: StagedEncoder, items: Sequence[Any], *, query: bool = False) -> list[Units | MediaError]:
     """Units of each item, or why it has none: one bad item harms no other."""
     try:
@@ -95,7 +162,10 @@ def encode_all(
         return np.zeros((0, encoder.space.dim), dtype=np.float32)
     pooled: list[NDArray[np.float32]] = []
     for window in in_windows(
-        _prepared(encoder, items, query=query), lambda units: load(encoder, units), WINDOW_BATCHES, WINDOW_ITEMS
+        _prepared(encoder, items, query=query),
+        lambda units: load(encoder, units),
+        window_batches(encoder),
+        WINDOW_ITEMS,
     ):
         pooled += forward_window(encoder, window, progress)
     return encoder.finish(pooled)
@@ -107,6 +177,11 @@ def _prepared(encoder: StagedEncoder, items: Sequence[Any], *, query: bool) -> I
             if isinstance(units, MediaError):
                 raise MediaError(units.code, f"item {start + place}: {units}") from units
             yield units
+
+
+def window_batches(encoder: StagedEncoder) -> int:
+    """How many forwards' worth of the encoder's units are planned together."""
+    return WINDOW_BATCHES[encoder.space.modality]
 
 
 def load(encoder: StagedEncoder, units: Units) -> float:

@@ -8,15 +8,12 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
-from encoders.staged import Unit, encode_all
+from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import FolderTokenizer, TokenCounts
-from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
+from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
     config_digest,
@@ -35,7 +32,7 @@ WARM_UP_TEXT: Final = "warm up"
 _OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start after the padding id
 
 
-class TextEncoder:
+class TextEncoder(Stages):
     """A text encoder and its embedding space.
 
     Args:
@@ -96,10 +93,6 @@ class TextEncoder:
         )
         return EmbeddingSpace.from_recipe("text", slug, config["hidden_size"], recipe, description=description)
 
-    def encode(self, items: Sequence[str], *, progress: Progress = None) -> Vectors:
-        """Unit vectors [n, dim] of stored texts, in their order; `progress` is told how many more are done."""
-        return encode_all(self, items, progress=progress)
-
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of queries, comparable with those of `encode`."""
         return encode_all(self, texts, query=True)
@@ -122,19 +115,10 @@ class TextEncoder:
 
     def budget(self, group: Hashable) -> int:  # noqa: ARG002  (there is one group)
         """Padded tokens that one forward should hold."""
-        return PADDED_TOKENS_PER_BATCH[self._compute.kind]
+        return PADDED_TOKENS_PER_BATCH[self.compute.kind]
 
-    def forward(self, units: Sequence[Unit]) -> Vectors:
-        """Pooled rows [n, dim] of units, padded to the longest; not normalised."""
-        import torch
-
-        ids, mask = self._padded(units)
-        with torch.inference_mode():
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
-            return to_numpy(pool(hidden, mask, self._pooling))
-
-    def _padded(self, units: Sequence[Unit]) -> tuple[Any, Any]:
-        """Token ids and mask [rows, longest] on the device."""
+    def collate(self, units: Sequence[Unit]) -> tuple[Any, Any]:
+        """Token ids and mask [rows, longest]."""
         import torch
 
         ids = torch.full((len(units), max(unit.length for unit in units)), self._tokenizer.pad_id)
@@ -142,11 +126,16 @@ class TextEncoder:
         for row, unit in enumerate(units):
             ids[row, : unit.length] = torch.as_tensor(unit.data)
             mask[row, : unit.length] = 1
-        return self._compute.send(ids), self._compute.send(mask)
+        return self.compute.send(ids), self.compute.send(mask)
 
-    def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
-        """Unit vectors [n, dim] of n texts; raises `EncoderError` with the index of one that is not finite or zero."""
-        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+    def launch(self, batch: tuple[Any, Any]) -> Any:
+        """Pooled rows [rows, dim]."""
+        import torch
+
+        ids, mask = batch
+        with torch.inference_mode():
+            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
+            return pool(hidden, mask, self._pooling)
 
     def warm_up(self) -> None:
         """Load the tokenizer and the model, and run one forward."""
@@ -157,7 +146,8 @@ class TextEncoder:
         return self._tokenizer.count(self._worded(texts, query=False))
 
     @once
-    def _compute(self) -> Compute:
+    def compute(self) -> Compute:
+        """Where and in which precision the model runs."""
         return choose_compute(self._device, self._dtype)
 
     @once
@@ -166,7 +156,7 @@ class TextEncoder:
 
     @once
     def _model(self) -> Any:
-        return self._compute.prepare(load_transformer(self._folder))
+        return self.compute.prepare(load_transformer(self._folder))
 
 
 def pool(hidden: Any, mask: Any, pooling: str) -> Any:

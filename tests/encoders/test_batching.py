@@ -1,5 +1,6 @@
-from collections import Counter, namedtuple
+from collections import Counter
 from itertools import pairwise
+from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,11 @@ LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 BUDGET = st.integers(1, 2000)
 
 
-Row = namedtuple("Row", "group length")
+class Row(NamedTuple):
+    """A row as planning sees it."""
+
+    group: str
+    length: int
 
 
 @given(LENGTHS, BUDGET)
