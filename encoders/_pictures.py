@@ -20,6 +20,8 @@ from encoders.errors import MediaError
 # Listed, since Pillow also reads formats that run other programs (EPS) or are seldom tested.
 FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUPPORTED: Final = "PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF"
+_KINDS: Final = {f"{name} picture" for name in ("AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WebP")}
+_ROWS: Final = 256
 _ADVICE: Final = {"SVG drawing": "SVG is a vector drawing; export it as PNG"}
 # How Pillow names text chunks and colour profiles that unpack to more than it allows (1 MiB each, 64 MiB in all).
 _TEXT_BOMBS: Final = ("Decompressed data too large", "Too much memory used in text chunks")
@@ -57,7 +59,9 @@ def _open(data: bytes, kind: str, limits: MediaLimits) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
+        if kind in _KINDS:
+            check_picture_file(data, limits)  # may know the reason
+        raise _unidentified(data, kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
             "too_many_pixels", f"the picture is too large; the limit is {limits.max_image_pixels:,} pixels"
@@ -82,11 +86,10 @@ def _heif() -> str:
     return "HEIF"
 
 
-def _unidentified(data: bytes) -> MediaError:
-    kind = describe(data)
+def _unidentified(data: bytes, kind: str) -> MediaError:
     if kind in _ADVICE:
         return MediaError("unsupported_format", _ADVICE[kind])
-    if kind.removesuffix(" picture") in {"AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WebP"}:
+    if kind in _KINDS:
         return MediaError("undecodable", f"the file begins like {article(kind)}, but its header is damaged")
     return MediaError("unsupported_format", f"the file holds {article(kind)}, not a picture ({_SUPPORTED})")
 
@@ -124,9 +127,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floating point, scaled to 0 .. 255 (Pillow's own conversion clips instead)."""
-    samples: Any = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0.0, neginf=0.0)
-    if picture.mode == "F":
-        top = 1.0 if samples.max(initial=0) <= 1 else samples.max()
-    else:
-        top = 65_535 if samples.max(initial=0) <= 65_535 else 2**31 - 1
-    return Image.fromarray(np.clip(samples * (255 / top), 0, 255).round().astype(np.uint8))
+    samples: Any = np.asarray(picture)
+    scaled = np.empty(samples.shape, np.uint8)
+    top = _top(picture.mode, samples)
+    for start in range(0, len(samples), _ROWS):  # floating-point copies of all rows at once would take gigabytes
+        rows = np.nan_to_num(samples[start : start + _ROWS].astype(np.float64), posinf=0.0, neginf=0.0)
+        scaled[start : start + _ROWS] = np.clip(rows * (255 / top), 0, 255).round()
+    return Image.fromarray(scaled)
+
+
+def _top(mode: str, samples: Any) -> float:
+    """The value of white: of floating-point samples 1, or the largest if that is more; of whole ones 16 or 31 bits."""
+    if mode != "F":
+        return 65_535 if samples.max(initial=0) <= 65_535 else 2**31 - 1
+    return max(1.0, float(np.max(samples, initial=0, where=np.isfinite(samples))))

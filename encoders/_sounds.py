@@ -43,6 +43,9 @@ _LIBSNDFILE: Final = frozenset(
     {"AIFF sound", "AU sound", "CAF sound", "FLAC sound", "Ogg sound", "WAV sound", "Wave64 sound"}
 )
 _SUPPORTED: Final = "WAV, FLAC, Ogg, MP3, M4A, AAC, Opus, AIFF, WMA"
+_RESAMPLED_SECONDS: Final = 60
+# torchaudio's kernel reaches 6 zero crossings of the lower rate, widened by its rolloff of 0.99, to either side; 8 are enough.
+_KERNEL_REACH: Final = 8
 Samples = NDArray[np.float32]
 
 
@@ -183,13 +186,27 @@ def _check_length(kind: str, decoded: float, declared: float) -> None:
 
 
 def _resample(samples: Samples, rate: int) -> Samples:
+    """At 16 kHz, in blocks of about a minute: resampled at once, an hour would need ten times its size of memory."""
     if rate == SAMPLE_RATE_HZ:
         return samples
-    import torch
-    from torchaudio.functional import resample
-
     ratio = Fraction(rate, SAMPLE_RATE_HZ)
     if max(ratio.numerator, ratio.denominator) > MAX_RATE_HZ // 100:
         ratio = ratio.limit_denominator(_MAX_RATIO_PART)
-    resampled: Samples = resample(torch.from_numpy(samples), ratio.numerator, ratio.denominator).numpy()
+    source, target = ratio.numerator, ratio.denominator
+    block = max(1, _RESAMPLED_SECONDS * rate // source) * source
+    margin = -(-_KERNEL_REACH * max(source, target) // source) * source
+    parts = []
+    for start in range(0, len(samples), block):
+        first, last = max(0, start - margin), start + block >= len(samples)
+        part = _resample_block(samples[first : None if last else start + block + margin], source, target)
+        skipped = (start - first) // source * target
+        parts.append(part[skipped : None if last else skipped + block // source * target])
+    return np.concatenate(parts)
+
+
+def _resample_block(samples: Samples, source: int, target: int) -> Samples:
+    import torch
+    from torchaudio.functional import resample
+
+    resampled: Samples = resample(torch.from_numpy(samples), source, target).numpy()
     return resampled
