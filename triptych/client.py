@@ -6,8 +6,8 @@ Needs the base install only (grpcio, protobuf, numpy). One `Client` holds one ch
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -26,6 +26,8 @@ from protos.triptych.v1 import (
     ranking_pb2,
     ranking_pb2_grpc,
 )
+from triptych.calls import FULL, FULL_OR_RESTARTING, ClientError, call
+from triptych.chunks import Media, Source, chunks, inputs, read_media, sources
 from triptych.results import (
     Degraded,
     Embedded,
@@ -68,17 +70,8 @@ __all__ = [
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-
-Media = bytes | Path | str
-
-
-class ClientError(Exception):
-    """A call failed. `code` is the gRPC status' name, for instance `INVALID_ARGUMENT`."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
+# Requests of one `embed` under way at once: the server has the next while it works on the first.
+REQUESTS_IN_FLIGHT: Final = 2
 
 
 def make_event(
@@ -109,7 +102,8 @@ def make_event(
 class Client:
     """A connection to one server.
 
-    Every call raises `ClientError` with the server's words, and takes at most `timeout` seconds.
+    Every call raises `ClientError` with the server's words, and takes at most `timeout` seconds; a full server is asked again when it
+    says so, within that time.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT_SECONDS) -> None:
@@ -145,18 +139,31 @@ class Client:
         space: str = "",
         expected_space: str = "",
         role: str = "UNSPECIFIED",
+        priority: str = "INTERACTIVE",
     ) -> list[Embedded]:
-        """Embed texts, then pictures, then sounds (bytes or files), in this order.
+        """Embed any number of texts, then pictures, then sounds (bytes or files), in this order.
 
-        `space` is the target space (a text query into an image space); `role` is `DOCUMENT` or `QUERY`.
+        `space` is the target space (a text query into an image space); `role` is `DOCUMENT` or `QUERY`; `priority` is `INTERACTIVE`
+        (somebody waits) or `BULK` (a job, which leaves the way to the others). More than 64 go in several requests, each of which may
+        take the client's `timeout`, waiting to be let in included.
         """
-        request = embedding_pb2.EmbedRequest(
-            inputs=_inputs(texts, images, audio),
-            space_id=space,
-            expected_space_id=expected_space,
-            role=embedding_pb2.EmbedRole.Value(f"EMBED_ROLE_{role}"),
-        )
-        return [read_embedded(result) for result in self._call(self._embedding.Embed, request).results]
+        options: dict[str, Any] = {
+            "space_id": space,
+            "expected_space_id": expected_space,
+            "role": embedding_pb2.EmbedRole.Value(f"EMBED_ROLE_{role}"),
+            "priority": embedding_pb2.EmbedPriority.Value(f"EMBED_PRIORITY_{priority}"),
+        }
+
+        def send(chunk: list[Source]) -> list[Embedded]:
+            request = embedding_pb2.EmbedRequest(inputs=inputs(chunk), **options)
+            reply = call(self._embedding.Embed, request, self.timeout, FULL_OR_RESTARTING)
+            return [read_embedded(result) for result in reply.results]
+
+        parts = list(chunks(sources(texts, images, audio)))
+        if len(parts) <= 1:
+            return send(parts[0] if parts else [])
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as threads:
+            return [one for part in threads.map(send, parts) for one in part]
 
     def rank(
         self,
@@ -262,7 +269,7 @@ class Client:
         return True
 
     def _call(self, method: Any, request: Any) -> Any:
-        return call(method, request, self.timeout)
+        return call(method, request, self.timeout, FULL)
 
 
 class AdminClient:
@@ -292,27 +299,6 @@ class AdminClient:
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
-
-
-def call(method: Any, request: Any, timeout: float) -> Any:
-    """Call a stub's method; raise `ClientError` in place of `grpc.RpcError`."""
-    try:
-        return method(request, timeout=timeout)
-    except grpc.RpcError as error:
-        raise ClientError(error.code().name, error.details() or "no details") from error
-
-
-def read_media(source: Media) -> bytes:
-    """Bytes of a picture or a sound: as given, or of the file."""
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
-
-
-def _inputs(texts: Sequence[str], images: Sequence[Media], audio: Sequence[Media]) -> list[embedding_pb2.EmbedInput]:
-    return [
-        *(embedding_pb2.EmbedInput(text=text) for text in texts),
-        *(embedding_pb2.EmbedInput(image=read_media(image)) for image in images),
-        *(embedding_pb2.EmbedInput(audio=read_media(sound)) for sound in audio),
-    ]
 
 
 def _query(query: common_pb2.Query | str | None) -> common_pb2.Query | None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,13 @@ Target = Annotated[
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModelId = Annotated[str, typer.Option("--model-id", help="A loaded model. [default: the stable one]")]
+
+
+class Priority(StrEnum):
+    """Lanes of Embed."""
+
+    interactive = "interactive"
+    bulk = "bulk"
 
 
 def find_target(target: str | None) -> str:
@@ -144,13 +152,28 @@ def embed(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="A sound; may be repeated.")] = None,
     space: Annotated[str, typer.Option(help="Target space. [default: each input's own modality's]")] = "",
+    expected_space: Annotated[str, typer.Option(help="Fail where a vector would be of another space.")] = "",
+    priority: Annotated[
+        Priority, typer.Option(help="`bulk` leaves the way to those who wait for an answer.")
+    ] = Priority.interactive,
     target: Target = None,
     timeout: Timeout = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Embed texts, pictures and sounds. `--json` prints whole vectors. Exit code 3 if some input could not be used."""
+    """Embed texts, pictures and sounds, any number of them. `--json` prints whole vectors.
+
+    A server that is full is asked again when it says so, within `--timeout` for each 64 inputs. Exit code 3 if some input could not be
+    used.
+    """
     with connected(target, timeout) as client:
-        results = client.embed(texts=text or (), images=image or (), audio=audio or (), space=space)
+        results = client.embed(
+            texts=text or (),
+            images=image or (),
+            audio=audio or (),
+            space=space,
+            expected_space=expected_space,
+            priority=priority.name.upper(),
+        )
     if as_json:
         print_json([plain(result) for result in results])
     else:
