@@ -73,7 +73,7 @@ def test_the_projection_keeps_geometry(bundled):
 
 def test_projection_matrices_are_orthonormal_and_fixed():
     """The same seed gives the same matrix, whose shorter side is orthonormal."""
-    from encoders.bundled.clip import orthonormal
+    from encoders.bundled.projections import orthonormal
 
     wide, tall = orthonormal((8, 20), 1), orthonormal((20, 8), 1)
     np.testing.assert_allclose(wide @ wide.T, np.eye(8), atol=1e-12)
@@ -86,7 +86,7 @@ def test_moments_of_clipped_features_are_right():
     """The closed-form mean and deviation of a batch norm's clipped output agree with a million samples."""
     import torch
 
-    from encoders.bundled.clip import pooled_feature_statistics
+    from encoders.bundled.projections import pooled_feature_statistics
 
     norm = torch.nn.BatchNorm2d(4)
     norm.bias.data, norm.weight.data = torch.tensor([-1.0, 0.5, 5.0, 2.0]), torch.tensor([1.0, 2.0, -3.0, 0.1])
