@@ -61,7 +61,7 @@ def _open(data: bytes, kind: str, limits: MediaLimits) -> Image.Image:
     except UnidentifiedImageError as error:
         if kind in _KINDS:
             check_picture_file(data, limits)  # may know the reason
-        raise _unidentified(data, kind) from error
+        raise _unidentified(kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
             "too_many_pixels", f"the picture is too large; the limit is {limits.max_image_pixels:,} pixels"
@@ -86,7 +86,7 @@ def _heif() -> str:
     return "HEIF"
 
 
-def _unidentified(data: bytes, kind: str) -> MediaError:
+def _unidentified(kind: str) -> MediaError:
     if kind in _ADVICE:
         return MediaError("unsupported_format", _ADVICE[kind])
     if kind in _KINDS:
