@@ -141,6 +141,7 @@ class Running:
     process: subprocess.Popen[bytes]
     address: str
     admin_address: str
+    metrics_address: str
     stderr: Path
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
@@ -184,7 +185,7 @@ def running(home: Home, name: str, *command: str, until: str = "serving", **envi
     try:
         about = wait_for_log(process, stderr, "listening")
         wait_for_log(process, stderr, until)
-        yield Running(process, about["address"], about["admin_address"], stderr)
+        yield Running(process, about["address"], about["admin_address"], about["metrics_address"], stderr)
     finally:
         if process.poll() is None:
             process.kill()
