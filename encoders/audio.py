@@ -17,6 +17,7 @@ from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit
 from encoders.text import load_transformer
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
+from encoders.whitening import load_for, whitened
 
 SAMPLE_RATE_HZ: Final = 16_000
 WINDOW_SECONDS: Final = 10.0
@@ -58,6 +59,7 @@ class AudioEncoder(Stages):
         device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
         window_seconds: longest stretch encoded at once; shorter clips are encoded whole.
         revision: of the hub id.
+        whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class AudioEncoder(Stages):
         dtype: str | None = None,
         window_seconds: float = WINDOW_SECONDS,
         revision: str | None = None,
+        whitening: str | Path | None = None,
     ) -> None:
         if source == BUNDLED:
             from encoders.bundled.wav2vec2 import UntrainedWav2Vec2
@@ -81,6 +84,7 @@ class AudioEncoder(Stages):
         self._shortest = _receptive_field(self._source.config())
         if self._window < self._shortest:
             raise EncoderError(f"window_seconds {window_seconds} is shorter than one frame of the model")
+        self.whitening = load_for(whitening, self._source.config()["hidden_size"])
         self.space = self._describe(slug or self._source.name)
 
     def _describe(self, slug: str) -> EmbeddingSpace:
@@ -93,7 +97,7 @@ class AudioEncoder(Stages):
             "pooling": "mean over frames, then windows",
             "normalisation": "l2",
         }
-        dim = self._source.config()["hidden_size"]
+        recipe, dim = whitened(recipe, self._source.config()["hidden_size"], self.whitening)
         kind, description = self._source.kind, self._source.description
         return EmbeddingSpace.from_recipe("audio", slug, dim, recipe, kind=kind, description=description)
 

@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encoders.batching import in_windows, plan_groups
 from encoders.errors import MediaError
@@ -40,7 +39,7 @@ class _Item:
 
     outcome: "Future[Outcome]" = field(default_factory=Future)
     units: Units = ()
-    pooled: NDArray[np.float32] | None = None
+    pooled: list[Any] = field(default_factory=list)
     left: int = 0
 
 
@@ -241,7 +240,7 @@ class _Run:
         units = [item.units[place] for item, place in owners]
         for item in window:
             item.left, item.units = len(item.units), ()
-            item.pooled = np.empty((item.left, self._encoder.space.dim), dtype=np.float32)
+            item.pooled = [None] * item.left
         for rows in plan_groups(units, self._encoder.budget):
             self._put(_Batch(self._encoder.collate([units[row] for row in rows]), [owners[row] for row in rows]))
 
@@ -311,13 +310,13 @@ class _Run:
         rows = self._encoder.fetch(launched)
         with self._lock:  # a clip's windows may be in the batches of two lanes
             for (item, place), row in zip(batch.owners, rows, strict=True):
-                item.pooled[place] = row  # type: ignore[index]
+                item.pooled[place] = row
                 item.left -= 1
                 if not item.left:
                     complete.append(item)
-        vectors = self._encoder.finish([item.pooled for item in complete])  # type: ignore[misc]
+        vectors = self._encoder.finish([np.stack(item.pooled) for item in complete])
         for item, vector in zip(complete, vectors, strict=True):
-            item.pooled = None
+            item.pooled = []
             item.outcome.set_result(vector)
 
 

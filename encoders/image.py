@@ -21,6 +21,7 @@ from encoders.weights import (
     tokenizer_digest,
     weights_digest,
 )
+from encoders.whitening import load_for, whitened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,6 +64,7 @@ class ImageEncoder(Stages):
         slug: the space's readable part; by default made from `source`.
         device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
         revision: of the hub id.
+        whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ImageEncoder(Stages):
         device: str = "auto",
         dtype: str | None = None,
         revision: str | None = None,
+        whitening: str | Path | None = None,
     ) -> None:
         if source == BUNDLED:
             from encoders.bundled.clip import UntrainedClip
@@ -82,10 +85,12 @@ class ImageEncoder(Stages):
             self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
         self._device, self._dtype = device, dtype
         recipe = {**self._source.recipe(), "max_aspect": MAX_ASPECT, "normalisation": "l2"}
+        self.whitening = load_for(whitening, self._source.dim)
+        recipe, dim = whitened(recipe, self._source.dim, self.whitening)
         self.space = EmbeddingSpace.from_recipe(
             "image",
             slug or self._source.name,
-            self._source.dim,
+            dim,
             recipe,
             kind=self._source.kind,
             description=self._source.description,

@@ -37,7 +37,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "audio": {"source": "facebook/wav2vec2-base"},
     },
 }
-_COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision"})
+_COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision", "whitening"})
 _OPTIONS: Final = {
     "text": _COMMON_OPTIONS | {"max_length", "template", "query_prefix", "pooling"},
     "image": _COMMON_OPTIONS,
@@ -162,10 +162,12 @@ def _read_entry(path: Path, modality: str, entry: Any) -> dict[str, Any]:
     if unknown := set(options) - _OPTIONS[modality]:
         known = ", ".join(sorted(_OPTIONS[modality]))
         raise ProfileError(f"profile {path}: {modality} has unknown options {sorted(unknown)}; known: {known}")
-    beside = path.parent / str(options["source"])
-    if options["source"] != BUNDLED and beside.is_dir():
-        return {**options, "source": beside}
-    return dict(options)
+    options = dict(options)
+    if options["source"] != BUNDLED and (folder := path.parent / str(options["source"])).is_dir():
+        options["source"] = folder
+    if "whitening" in options:
+        options["whitening"] = path.parent / str(options["whitening"])
+    return options
 
 
 def spaces_yaml() -> str:

@@ -16,7 +16,8 @@ from encoders.batching import in_windows, plan_groups
 from encoders.device import Compute
 from encoders.errors import MediaError
 from encoders.space import EmbeddingSpace
-from encoders.vectors import Progress, Vectors, mean_rows, to_numpy, unit_vectors
+from encoders.vectors import Progress, Vectors, finished, to_numpy
+from encoders.whitening import Whitening
 
 # Forwards' worth of units that are planned together: enough to sort by length, little enough to hold. Pictures are all of one size.
 WINDOW_BATCHES: Final = {"text": 32, "image": 1, "audio": 16}
@@ -81,6 +82,7 @@ class Stages(abc.ABC):
     """What the three encoders do alike. Theirs are `prepare`, `budget`, `collate`, `launch` and `warm_up`."""
 
     space: EmbeddingSpace
+    whitening: Whitening | None = None
 
     @property
     @abc.abstractmethod
@@ -120,12 +122,12 @@ class Stages(abc.ABC):
         return to_numpy(rows)
 
     def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
-        """Unit vectors [n, dim] of n items, each the mean of its rows [k, dim].
+        """Unit vectors [n, dim] of n items, each the mean of its rows [k, model's dim], whitened where the space is.
 
         Raises:
             EncoderError: a vector is not finite or zero; its index is named.
         """
-        return unit_vectors(mean_rows(pooled, self.space.dim), self.space)
+        return finished(pooled, self.space, self.whitening)
 
     @property
     def launched_ahead(self) -> int:
@@ -195,7 +197,7 @@ def forward_window(
     """Pooled rows [k, dim] of each item's k units, in batches planned over all of them."""
     owners = [(item, place) for item, units in enumerate(prepared) for place in range(len(units))]
     flat = [prepared[item][place] for item, place in owners]
-    pooled = [np.zeros((len(units), encoder.space.dim), dtype=np.float32) for units in prepared]
+    pooled: list[list[Any]] = [[None] * len(units) for units in prepared]
     left = [len(units) for units in prepared]
     for batch in plan_groups(flat, encoder.budget):
         rows = encoder.forward([flat[index] for index in batch])
@@ -207,4 +209,4 @@ def forward_window(
             done += left[item] == 0
         if progress:
             progress(done)
-    return pooled
+    return [np.stack(rows) for rows in pooled]

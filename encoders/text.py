@@ -23,6 +23,7 @@ from encoders.weights import (
     tokenizer_digest,
     weights_digest,
 )
+from encoders.whitening import load_for, whitened
 
 POOLINGS: Final = ("mean", "cls")
 # Large enough to fill two cores, small enough that a batch of short texts does not wait for a long one (measured).
@@ -44,6 +45,7 @@ class TextEncoder(Stages):
         query_prefix: put before a query's text.
         pooling: `mean` over the tokens, or `cls`.
         revision: of the hub id.
+        whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TextEncoder(Stages):
         query_prefix: str = "",
         pooling: str = "mean",
         revision: str | None = None,
+        whitening: str | Path | None = None,
     ) -> None:
         if "{text}" not in template:
             raise EncoderError(f"text template {template!r} must contain {{text}}")
@@ -72,6 +75,7 @@ class TextEncoder(Stages):
         self._template, self._query_prefix, self._pooling = template, query_prefix, pooling
         config = read_config(self._folder)
         self.max_length = max_length or _default_max_length(self._folder, config)
+        self.whitening = load_for(whitening, config.get("hidden_size"))
         self.space = self._describe(config, slug or slugify(Path(source).name))
 
     def _describe(self, config: dict[str, Any], slug: str) -> EmbeddingSpace:
@@ -91,7 +95,8 @@ class TextEncoder(Stages):
         description = (
             f"{config.get('model_type', 'text')} model, {self._pooling} pooling over at most {self.max_length} tokens"
         )
-        return EmbeddingSpace.from_recipe("text", slug, config["hidden_size"], recipe, description=description)
+        recipe, dim = whitened(recipe, config["hidden_size"], self.whitening)
+        return EmbeddingSpace.from_recipe("text", slug, dim, recipe, description=description)
 
     def encode_query(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors [n, dim] of queries, comparable with those of `encode`."""
