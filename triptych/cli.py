@@ -32,6 +32,7 @@ VERBS: Final = {
     "client": "Call a running server: rank, retrieve, embed, record events.",
     "search": "Find items by words, a picture or a sound.",
     "spaces": "List the embedding spaces.",
+    "bundled": "Train the encoders that the project ships, and judge them.",
     "demo": "Run everything end to end on a generated catalogue and show the result.",
 }
 ROOMS: Final = frozenset({"encoders", "feature_store", "ingest", "ranker", "serving", "triptych"})
