@@ -4,6 +4,7 @@ EXIF rotation is applied, transparency is laid on white, 16-bit and floating-poi
 animation the first frame counts. The size is checked before any pixel is decoded. Colour profiles are ignored (decision 019).
 """
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -108,17 +109,16 @@ def _damaged(data: bytes, error: Exception) -> MediaError:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001  (damaged EXIF: as many errors as cameras; the pixels are fine)
-        return picture
+    with contextlib.suppress(Exception):  # damaged EXIF: as many errors as cameras; the pixels are fine
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _to_8_bits(picture)
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if type(picture) is Image.Image and picture.mode == "RGB" else picture.convert("RGB")
     layer = picture.convert("RGBA")
     paper = Image.new("RGBA", layer.size, "white")
     paper.alpha_composite(layer)

@@ -173,7 +173,8 @@ def _collect(blocks: Iterator[Any], rate: int, limits: MediaLimits) -> Samples:
             raise MediaError(
                 "decode_timeout", f"decoding took longer than the limit of {limits.max_decode_seconds:g} s"
             )
-        mono.append(block.mean(axis=0, dtype=np.float32))
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by name later
+            mono.append(block.mean(axis=0, dtype=np.float32))
         total += block.shape[1]
         _check_shape(rate, len(block), total / rate, limits)
     return np.concatenate(mono) if mono else np.zeros(0, dtype=np.float32)

@@ -92,7 +92,7 @@ def check_pool(seed, count):
 
 def check_small_process(seed, count):
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_PROCESS, str(seed), str(count)],
+        [sys.executable, "-W", "error", "-c", SMALL_PROCESS, str(seed), str(count)],
         cwd=ROOT,
         capture_output=True,
         text=True,
