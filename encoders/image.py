@@ -3,6 +3,7 @@
 Preprocessing is open_clip's own transform. The model is loaded on the first use; the space is known at once, from the files.
 """
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -11,6 +12,7 @@ from encoders.device import Compute, choose_compute, once
 from encoders.errors import WeightsError
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
+from encoders.tokens import TokenCounts, count_padded
 from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
@@ -84,6 +86,7 @@ class ImageEncoder(Stages):
         else:
             self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
         self._device, self._dtype = device, dtype
+        self._tokenizer_lock = threading.Lock()
         recipe = {**self._source.recipe(), "max_aspect": MAX_ASPECT, "normalisation": "l2"}
         self.whitening = load_for(whitening, self._source.dim)
         recipe, dim = whitened(recipe, self._source.dim, self.whitening)
@@ -105,8 +108,17 @@ class ImageEncoder(Stages):
         """One unit per item: a picture's pixels [3, h, w], or a query's token ids [context length]."""
         if not query:
             return [(Unit("image", 1, self._loaded.transform(trim_aspect(picture))),) for picture in items]
-        ids = self._loaded.tokenize(list(items))
-        return [(Unit("text", len(row), row),) for row in ids]
+        return [(Unit("text", len(row), row),) for row in self._tokenize(items)]
+
+    def _tokenize(self, texts: Sequence[str]) -> Any:
+        """Token ids [n, context length]; a tokenizer's settings may change in a call, so it is one at a time."""
+        with self._tokenizer_lock:
+            return self._loaded.tokenize(list(texts))
+
+    def count_tokens(self, texts: Sequence[str]) -> TokenCounts:
+        """How the text tower's tokenizer reads texts; of nothing where it knows no [UNK], since it then reads everything."""
+        tokenizer = getattr(self._loaded.tokenize, "tokenizer", None)
+        return count_padded(self._tokenize(texts), tokenizer) if tokenizer and texts else TokenCounts()
 
     def budget(self, group: Hashable) -> int:
         """Pictures, or tokens, that one forward should hold."""

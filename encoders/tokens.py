@@ -84,3 +84,17 @@ class FolderTokenizer:
         with self._lock:
             whole = self._tokenizer(full)["input_ids"] if full else []
         return sum(len(row) > self.max_length for row in whole)
+
+
+def count_padded(ids: Any, tokenizer: Any) -> TokenCounts:
+    """Counts from ids [n, length] padded by a `transformers` tokenizer; a row without padding counts as cut."""
+    if getattr(tokenizer, "unk_token_id", None) is None:
+        return TokenCounts()
+    lengths = (ids != tokenizer.pad_token_id).sum(1)
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    return TokenCounts(
+        len(ids),
+        int((lengths == ids.shape[1]).sum()),
+        int((lengths - special).clamp(min=0).sum()),
+        int((ids == tokenizer.unk_token_id).sum()),
+    )

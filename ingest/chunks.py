@@ -3,32 +3,37 @@
 Vectors are written before the item rows that they belong to, so that a kill in between costs a repeated encoding at most.
 """
 
+import os
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from encoders.audio import AudioEncoder
+from encoders.bulk import MIN_WORKERS, Repeats, encode_stream
+from encoders.decode_pool import DecodePool
 from encoders.errors import MediaError
-from encoders.media import MediaLimits, clean_text, decode_audio, decode_image, sha256_hex
+from encoders.media import MediaLimits, clean_text, describe_media, sha256_hex
 from encoders.profiles import Encoders
 from encoders.space import MODALITIES
+from encoders.tokens import TokenCounts
 from feature_store.tables import Tables
 from ingest.catalogue import CONTENT_FIELDS, CatalogueItem
 from ingest.quarantine import Quarantine, Refusal
 from ingest.versions import Versions, embedding_versions, sibling_versions
 
-# Decoded media in memory at once: 32 pictures of 12 megapixels are 1.2 GB.
-MEDIA_IN_FLIGHT: Final = 32
-DECODE_THREADS: Final = 2
-DECODERS: Final[Mapping[str, Callable[[Path, MediaLimits], Any]]] = {"image": decode_image, "audio": decode_audio}
+HASH_THREADS: Final = 2
 COLUMNS_OF: Final = {
     "text": frozenset({"title", "description"}),
     "image": frozenset({"image"}),
@@ -42,16 +47,18 @@ MAX_CATEGORY_CHARS: Final = 200
 
 @dataclass(frozen=True)
 class _Part:
-    """One item's content of one modality: text or the path of a file, then what it was decoded to (None: unchanged)."""
+    """One item's content of one modality: text or the path of a file, and its hash."""
 
     item: CatalogueItem
     content: str | Path
     sha: str = ""
-    media: Any = None
 
 
 class ChunkWriter:
-    """Writes chunks of items; `written`, `unchanged` and `counts` (by modality) tell what it did.
+    """Writes chunks of items; a context manager, since it holds decoding processes.
+
+    `written`, `unchanged`, `counts` (by modality), `tokens` (by space) and `notes` tell what it did. Identical media of one run are
+    decoded and encoded once.
 
     Args:
         tables: the offline tables.
@@ -74,13 +81,26 @@ class ChunkWriter:
         self.written = 0
         self.unchanged = 0
         self.counts: dict[str, Counter[str]] = {m: Counter() for m in MODALITIES}
+        self.tokens: dict[str, TokenCounts] = defaultdict(TokenCounts)
+        self.notes: Counter[str] = Counter()
         self._tables, self._quarantine, self._limits = tables, quarantine, limits
         self._default_us, self._now_us = default_us, time.time_ns() // 1000
         self._progress = progress or (lambda _: None)
+        self._decoders = DecodePool(max(MIN_WORKERS, len(os.sched_getaffinity(0))), limits)
+        self._repeats: dict[str, Repeats] = defaultdict(Repeats)
+        self._lock = threading.Lock()
         self._encoders = {m: encoder for m in MODALITIES if (encoder := encoders.by_modality(m)) is not None}
         self._stored = {m: embedding_versions(tables, "item", e.space.space_id) for m, e in self._encoders.items()}
         self._siblings = {m: sibling_versions(tables.home, m, e.space.space_id) for m, e in self._encoders.items()}
         self._rows = row_versions(tables)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def write(self, items: Sequence[CatalogueItem]) -> None:
         """Decode, encode and write one chunk; item ids are unique."""
@@ -105,47 +125,85 @@ class ChunkWriter:
         return replace(item, title=title, description=description)
 
     def _write_vectors(self, modality: str, parts: Sequence[_Part]) -> None:
+        """Encode and store what is new or changed; quarantine what cannot be used."""
+        changed = self._changed(modality, parts)
+        self._progress(len(parts) - len(changed))
         encoded: list[_Part] = []
         vectors: list[NDArray[np.float32]] = []
-        # Text is encoded in one go, since the encoder sorts by length; media are too large for that.
-        step = len(parts) if modality == "text" else MEDIA_IN_FLIGHT
-        with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            for start in range(0, len(parts), step or 1):
-                changed = self._load_batch(modality, parts[start : start + step], pool)
-                if changed:
-                    vectors.append(self._encoders[modality].encode([part.media for part in changed]))
-                encoded += [replace(part, media=None) for part in changed]
-                self._progress(min(step, len(parts) - start))
+        for part, outcome in zip(changed, self._encode(modality, changed), strict=True):
+            if isinstance(outcome, MediaError):
+                self._refuse(modality, part, outcome)
+            else:
+                encoded.append(part)
+                vectors.append(outcome)
         self.counts[modality]["encoded"] += len(encoded)
         if encoded:
-            self._store(modality, encoded, np.concatenate(vectors))
+            self._store(modality, encoded, np.stack(vectors))
+            self._count_tokens(modality, encoded)
 
-    def _load_batch(self, modality: str, parts: Sequence[_Part], pool: ThreadPoolExecutor) -> list[_Part]:
-        """Decode what is new or changed; quarantine what cannot be decoded."""
-        loaded = list(pool.map(lambda part: self._load(modality, part), parts))
-        refused = [result for result in loaded if isinstance(result, Refusal)]
-        for refusal in refused:
-            self._quarantine.add(refusal)
-        changed = [result for result in loaded if isinstance(result, _Part) and result.media is not None]
-        self.counts[modality]["quarantined"] += len(refused)
-        self.counts[modality]["unchanged"] += len(parts) - len(refused) - len(changed)
+    def _changed(self, modality: str, parts: Sequence[_Part]) -> list[_Part]:
+        """The parts that are not stored as they are, each with its content's hash."""
+        changed: list[_Part] = []
+        with ThreadPoolExecutor(HASH_THREADS) as pool:
+            hashed = list(pool.map(self._hashed, parts))
+        for part, outcome in zip(parts, hashed, strict=True):
+            if isinstance(outcome, MediaError):
+                self._refuse(modality, part, outcome)
+            elif self._stored[modality].at(part.item.item_id, part.item.available_us) == outcome.sha:
+                self.counts[modality]["unchanged"] += 1
+            else:
+                changed.append(outcome)
         return changed
 
-    def _load(self, modality: str, part: _Part) -> _Part | Refusal:
-        """Decode one part; without media where it is stored already, a refusal where it cannot be decoded."""
+    def _hashed(self, part: _Part) -> _Part | MediaError:
         try:
             if isinstance(part.content, str):
-                media = clean_text(part.content, self._limits)
-                sha = sha256_hex(media.encode())
-            else:
-                media, sha = None, sha256_hex(part.content)
-            if self._stored[modality].at(part.item.item_id, part.item.available_us) == sha:
-                return replace(part, sha=sha)
-            if isinstance(part.content, Path):
-                media = DECODERS[modality](part.content, self._limits)
-            return replace(part, sha=sha, media=media)
+                text = clean_text(part.content, self._limits)
+                return replace(part, content=text, sha=sha256_hex(text.encode()))
+            return replace(part, sha=sha256_hex(part.content))
         except MediaError as error:
-            return Refusal(part.item.row, part.item.item_id, modality, str(part.content)[:200], error.code, str(error))
+            return error
+
+    def _encode(self, modality: str, parts: Sequence[_Part]) -> Iterator[NDArray[np.float32] | MediaError]:
+        return encode_stream(
+            self._encoders[modality],
+            parts,
+            partial(self._decode, modality),
+            key=lambda part: part.sha,
+            repeats=self._repeats[modality],
+            progress=self._progress,
+        )
+
+    def _decode(self, modality: str, part: _Part) -> Any:
+        """What the encoder takes; several threads at once."""
+        if isinstance(part.content, str):
+            return part.content
+        media = self._decoders.decode(modality, part.content)
+        if modality == "image":
+            notes = describe_media(part.content, self._limits)
+            with self._lock:
+                self.notes.update(notes)
+        return media
+
+    def _refuse(self, modality: str, part: _Part, error: MediaError) -> None:
+        value = str(part.content)[:200]
+        self._quarantine.add(Refusal(part.item.row, part.item.item_id, modality, value, error.code, str(error)))
+        self.counts[modality]["quarantined"] += 1
+
+    def _count_tokens(self, modality: str, encoded: Sequence[_Part]) -> None:
+        """How the space's tokenizer reads the catalogue's words: stored texts, or those that may be asked for in pictures."""
+        encoder = self._encoders[modality]
+        if modality == "text":
+            texts = [str(part.content) for part in encoded]
+        else:
+            texts = [part.item.text for part in encoded if part.item.text]
+        if isinstance(encoder, AudioEncoder) or not texts:
+            return
+        self.tokens[encoder.space.space_id] += encoder.count_tokens(texts)
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._decoders.close()
 
     def _event_us(self, item: CatalogueItem) -> int:
         """When this content became true: as the manifest says; else now for an item that changed, the default for a new one."""

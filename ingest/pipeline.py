@@ -8,7 +8,7 @@ what is stored of it already stays.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from encoders.media import MediaLimits
 from encoders.profiles import Encoders
 from encoders.space import MODALITIES, EmbeddingSpace
+from encoders.tokens import TokenCounts
 from feature_store.home import Home
 from feature_store.spaces import register_spaces
 from feature_store.tables import Tables
@@ -26,13 +27,21 @@ from ingest.records import MICROSECONDS
 
 # Items whose vectors are written together: few parts on disk, little lost by a kill.
 CHUNK_ITEMS: Final = 1024
+# Share of [UNK] above which ingestion warns: English under an English tokenizer has less than 0.01, another script 0.3 and more.
+MAX_UNKNOWN_SHARE: Final = 0.1
 
 T = TypeVar("T")
 
 
 @dataclass
 class IngestReport:
-    """Counts of one run. `modalities` maps modality -> counts of `encoded`, `unchanged`, `missing`, `quarantined`."""
+    """Counts of one run.
+
+    Attributes:
+        modalities: modality -> counts of `encoded`, `unchanged`, `missing`, `quarantined`.
+        tokens: by space, how its tokenizer read the texts of what was encoded.
+        notes: what is worth knowing of media that were used, and how often.
+    """
 
     manifest: Path
     rows: int = 0
@@ -43,7 +52,15 @@ class IngestReport:
     refusals: list[Refusal] = field(default_factory=list)
     quarantine_file: Path | None = None
     spaces: list[EmbeddingSpace] = field(default_factory=list)
+    tokens: dict[str, TokenCounts] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went in and yet may not be what is wanted, each with its remedy."""
+        unread = (unread_warning(space_id, counts) for space_id, counts in self.tokens.items())
+        return [*filter(None, unread), *(f"{count:,} x {note}" for note, count in self.notes.items())]
 
     @property
     def quarantined(self) -> int:
@@ -61,6 +78,11 @@ class IngestReport:
             "quarantined": self.quarantined,
             "quarantined_by_part": dict(self.refused),
             "quarantine_file": str(self.quarantine_file) if self.quarantine_file else None,
+            "tokens": {
+                space_id: {**asdict(counts), "unknown_share": round(counts.unknown_share, 4)}
+                for space_id, counts in self.tokens.items()
+            },
+            "warnings": self.warnings,
             "spaces": {space.modality: space.space_id for space in self.spaces},
             "seconds": round(self.seconds, 3),
         }
@@ -100,21 +122,29 @@ def ingest_manifest(
     report = IngestReport(manifest, spaces=list(encoders.spaces))
     with Quarantine(home.quarantine, manifest) as quarantine:
         default_us = first_instant(tables) if default_available_us is None else default_available_us
-        writer = ChunkWriter(tables, encoders, quarantine, limits or MediaLimits(), default_us, progress)
-        for chunk in in_chunks(read_items(records, quarantine), CHUNK_ITEMS):
-            writer.write([item for item in chunk if item is not None])
-            report.rows += len(chunk)
-            if progress:
-                progress(sum(item is None for item in chunk) * len(encoders.spaces))
-        report.items_written, report.items_unchanged, report.modalities = (
-            writer.written,
-            writer.unchanged,
-            writer.counts,
-        )
+        with ChunkWriter(tables, encoders, quarantine, limits or MediaLimits(), default_us, progress) as writer:
+            for chunk in in_chunks(read_items(records, quarantine), CHUNK_ITEMS):
+                writer.write([item for item in chunk if item is not None])
+                report.rows += len(chunk)
+                if progress:
+                    progress(sum(item is None for item in chunk) * len(encoders.spaces))
+        report.items_written, report.items_unchanged = writer.written, writer.unchanged
+        report.modalities, report.tokens, report.notes = writer.counts, dict(writer.tokens), writer.notes
         report.refused, report.refusals = quarantine.by_part, quarantine.refusals
         report.quarantine_file = quarantine.path if len(quarantine) else None
     report.seconds = time.monotonic() - started
     return report
+
+
+def unread_warning(space_id: str, counts: TokenCounts) -> str | None:
+    """A warning where a tokenizer does not know the catalogue's words; None where it does."""
+    if counts.unknown_share <= MAX_UNKNOWN_SHARE:
+        return None
+    return (
+        f"{counts.unknown_share:.0%} of the catalogue's tokens are unknown ([UNK]) to the tokenizer of space {space_id}: it was "
+        "made for another language, and its vectors say little. Choose encoders for the catalogue's language with "
+        "TRIPTYCH_ENCODERS or --encoders: `zh` for Chinese, or a YAML file that names them"
+    )
 
 
 def first_instant(tables: Tables) -> int:
