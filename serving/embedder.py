@@ -105,9 +105,9 @@ class Embedder:
         return encoder
 
     def _ready(self) -> Encoders:
-        if self._encoders is not None and self.pipeline.worker.up:
+        if self._encoders is not None and self.pipeline.workers.up:
             return self._encoders
-        died = self.pipeline.worker.has_served
+        died = self.pipeline.workers.has_served
         self._metrics.rejections.labels("restarting" if died else "starting").inc()
         if died:
             raise Unavailable("the encoding thread is being restarted", RESTART_RETRY_SECONDS)

@@ -46,7 +46,7 @@ class Metrics:
         self.forward_seconds = self._seconds("triptych_embed_forward_seconds", "One forward pass", "modality")
         self.cache = self._counter("triptych_embed_cache", "Cache lookups: hit, miss or coalesced", "result")
         self.cache_bytes = self._gauge("triptych_embed_cache_bytes", "Bytes of cached vectors")
-        self.worker_up = self._gauge("triptych_embed_worker_up", "1 while the encoding thread serves")
+        self.workers_up = self._gauge("triptych_embed_workers_up", "Encoding threads that serve")
         self.restarts = self._counter("triptych_embed_worker_restarts", "Encoding threads started after one died")
         self.isolated = self._counter("triptych_embed_bisections", "Batches that failed and were split")
 

@@ -1,6 +1,6 @@
-"""The whole way from a call's items to its vectors: preparing threads, the encoding thread, the cache, the decode pool.
+"""The whole way from a call's items to its vectors.
 
-call -> Preparer (clean, look up, decode, prepare) -> Inbox -> Worker (forward, finish) -> call
+`Preparer` cleans, looks up, decodes and prepares; an `Inbox` holds what is ready; `Workers` forward, finish and settle.
 """
 
 import time
@@ -15,7 +15,7 @@ from serving.batching.inbox import Inbox
 from serving.batching.jobs import Call, Item, RowGroup, UnitRow
 from serving.batching.preparing import TEXT, Errand, Preparer
 from serving.batching.queue import Lane, Policy
-from serving.batching.worker import Worker
+from serving.batching.workers import Workers
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Pipeline:
     """Threads, queues and cache of one server.
 
     Args:
-        load: makes the encoders; run on the encoding thread, once.
-        on_state: told, from the pipeline's threads, when it begins and ceases to serve.
+        load: makes the encoders; run on a thread of ours, once.
+        on_state: told, from our threads, when it begins and ceases to serve.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Pipeline:
         self._decoding = DecodePool(decode_workers)
         self.jobs = Jobs(cache_bytes, metrics)
         self._inbox: Inbox[UnitRow] = Inbox(self._budget, policy)
-        self.worker = Worker(self._inbox, self.jobs, metrics, self._warm, on_state)
+        self.workers = Workers(self._loaded, self._inbox, self.jobs, metrics, on_state)
         parts = (self._decoding.decode, self.jobs, self._inbox.push, metrics, policy)
         self._texts = Preparer("prepare texts", TEXT_THREADS, *parts)
         self._media = Preparer("prepare media", decode_workers, *parts)
@@ -56,7 +56,7 @@ class Pipeline:
 
     def start(self) -> "Future[None]":
         """Load, warm up and serve; the future is done when it does, or fails with what loading failed with."""
-        return self.worker.start()
+        return self.workers.start()
 
     def submit(self, call: Call, items: Sequence[Item]) -> None:
         """Set all items of a call on their way; each is settled once, whatever happens."""
@@ -79,14 +79,12 @@ class Pipeline:
         """Settle everything: what is being encoded with its vector, what waits with `Unavailable`."""
         self._texts.close()
         self._media.close()
-        self.worker.close()
+        self.workers.close()
         self._decoding.close()
 
-    def _warm(self) -> None:
-        if not self._encoders:
-            self._encoders = {encoder.space.space_id: encoder for encoder in self._load()}
-        for encoder in self._encoders.values():
-            encoder.warm_up()
+    def _loaded(self) -> list[StagedEncoder]:
+        self._encoders = {encoder.space.space_id: encoder for encoder in self._load()}
+        return list(self._encoders.values())
 
     def _budget(self, group: RowGroup) -> int:
         return self._encoders[group.space_id].budget(group.own)

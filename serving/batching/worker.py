@@ -1,8 +1,7 @@
-"""The encoding thread and its supervisor.
+"""An encoding thread and its supervisor.
 
-One thread makes every forward pass, since encoders serve one caller at a time and a second pass at once would only slow the
-first. A batch that fails is split until the item that breaks it is alone. A thread that dies is replaced, warmed up anew, and what
-it had in hand is told to come back.
+A batch that fails is split until the item that breaks it is alone. A thread that dies is replaced by one that is warmed up anew, and
+what it had in hand is told to come back.
 """
 
 import threading
@@ -28,8 +27,6 @@ HEALTHY_SECONDS: Final = 60.0  # a thread that lived this long died for a new re
 CLOSE_SECONDS: Final = 30.0
 SUSPECT_BATCHES: Final = 3  # that failed whole, one after the other: the device may be to blame, not the items
 SMOOTHING: Final = 0.1  # weight of the newest batch in the running rows per second
-MIN_RETRY_SECONDS: Final = 0.05
-MAX_RETRY_SECONDS: Final = 10.0
 RESTARTING: Final = "the encoding thread died and is being restarted"
 
 log = structlog.get_logger("serving.batching")
@@ -41,7 +38,8 @@ class Worker:
     Args:
         warm: run by each new thread before it serves: loads the models, forwards once per group. If it fails the first time, `start`'s
             future does.
-        on_state: told, from our threads, when the worker begins and ceases to serve.
+        on_state: told, from our threads, after `up` has changed.
+        alone: whether no other worker could take what waits, so that it must fail when this one dies.
     """
 
     def __init__(
@@ -50,10 +48,11 @@ class Worker:
         jobs: Jobs,
         metrics: Metrics,
         warm: Callable[[], None],
-        on_state: Callable[[bool], None],
+        on_state: Callable[[], None],
+        alone: Callable[[], bool],
     ) -> None:
         self._inbox, self._jobs, self._metrics = inbox, jobs, metrics
-        self._warm, self._on_state = warm, on_state
+        self._warm, self._on_state, self._alone = warm, on_state, alone
         self._started: Future[None] = Future()
         self._closing = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="encode supervisor", daemon=True)
@@ -73,19 +72,18 @@ class Worker:
         return self._up
 
     @property
-    def has_served(self) -> bool:
-        """Whether a thread ever did."""
-        return self._started.done()
+    def rows_per_second(self) -> float:
+        """How fast it works, of late; 0 before its first batch."""
+        return self._rows_per_second
 
-    def retry_seconds(self) -> float:
-        """Roughly when half of what waits will be done."""
-        estimate = len(self._inbox) / self._rows_per_second / 2 if self._rows_per_second else MIN_RETRY_SECONDS
-        return min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, estimate))
+    def closing(self) -> None:
+        """Take no further batch, and no further life."""
+        self._closing.set()
+        self._refuse(self._inbox.close(), CLOSED)
 
     def close(self) -> None:
         """Finish the batch under way and refuse what waits."""
-        self._closing.set()
-        self._refuse(self._inbox.close(), CLOSED)
+        self.closing()
         if self._supervisor.ident is not None:
             self._supervisor.join(CLOSE_SECONDS)
         self._refuse(self._in_hand, CLOSED)
@@ -123,8 +121,10 @@ class Worker:
     def _after_death(self) -> bool:
         """Fail what the thread had and what waits; False where it never came to serve."""
         self._set_up(False)
-        self._refuse([*self._in_hand, *self._inbox.drain()], RESTARTING)
+        self._refuse(self._in_hand, RESTARTING)
         self._in_hand = ()
+        if self._alone():
+            self._refuse(self._inbox.drain(), RESTARTING)
         if self._started.exception() is not None:
             return False
         self._metrics.restarts.inc()
@@ -133,8 +133,7 @@ class Worker:
     def _set_up(self, up: bool) -> None:
         if self._up != up:
             self._up = up
-            self._metrics.worker_up.set(up)
-            self._on_state(up)
+            self._on_state()
 
     def _refuse(self, rows: Sequence[UnitRow], reason: str) -> None:
         for row in rows:

@@ -25,7 +25,7 @@ def hold(bench):
     """Keep the encoder busy with one text until the gate opens."""
     bench.encoder.gate.clear()
     first = bench.ask("first in hand")
-    until(lambda: bench.pipeline.worker._in_hand, every=0.005)
+    until(lambda: bench.pipeline.workers.members[0]._in_hand, every=0.005)
     return first
 
 
@@ -202,7 +202,7 @@ def test_closing_loses_no_call():
         until(lambda: bench.pipeline.waiting == 5, every=0.005)
         closer = threading.Thread(target=bench.pipeline.close)
         closer.start()
-        until(bench.pipeline.worker._closing.is_set, every=0.005)
+        until(bench.pipeline.workers.members[0]._closing.is_set, every=0.005)
         bench.encoder.gate.set()
         closer.join(10)
     late = bench.ask("too late")
