@@ -7,46 +7,46 @@ are equal to Pillow's, bit by bit (a test holds that).
 import re
 from typing import Final
 
+import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.errors import MediaError
 
+Pixels = NDArray[np.uint8]  # [height, width, 3]
 _LEFT_OVER: Final = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 
 
-def decode_jpeg(data: bytes, header: Image.Image) -> Image.Image:
-    """The pixels of `data`, whose `header` Pillow has read: RGB, or CMYK as Pillow makes it.
+def decode_jpeg(data: bytes, header: Image.Image) -> Pixels | None:
+    """RGB of `data`, whose `header` Pillow has read, as stored (not turned). None: correct, and Pillow has to decode it.
 
     Raises:
         MediaError: `truncated` or `undecodable`, with libjpeg's reason.
     """
-    cmyk = header.mode == "CMYK"
+    inks = header.mode == "CMYK"  # Adobe's inverted inks are Pillow's business
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
         if (width, height) != header.size:
             raise MediaError("undecodable", "the JPEG picture is damaged: its size is given twice")
-        pixels = _strictly(data, "CMYK" if cmyk else "RGB")
+        pixels = _strictly(data, "CMYK" if inks else "RGB")
     except ValueError as error:
         if "subsampling" in str(error).lower():  # lawful, but unknown to this decoder
-            return header
+            return None
         raise _refusal(str(error)) from error
-    if cmyk:  # Adobe's inverted inks are Pillow's business
-        return header
-    picture = Image.fromarray(pixels)
-    picture.info = header.info
-    return picture
+    return None if inks else pixels
 
 
-def _strictly(data: bytes, colours: str) -> "simplejpeg.np.ndarray":
+def _strictly(data: bytes, colours: str) -> Pixels:
     try:
-        return simplejpeg.decode_jpeg(data, colours, strict=True)
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colours, strict=True)
     except ValueError as error:
         padded = _LEFT_OVER.search(str(error))
         if padded is None:
             raise
-        return simplejpeg.decode_jpeg(_without_padding(data, int(padded[1]), error), colours, strict=True)
+        pixels = simplejpeg.decode_jpeg(_without_padding(data, int(padded[1]), error), colours, strict=True)
+    return pixels
 
 
 def _without_padding(data: bytes, length: int, error: ValueError) -> bytes:

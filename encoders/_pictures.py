@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from encoders._jpegs import decode_jpeg
+from encoders._jpegs import Pixels, decode_jpeg
 from encoders._picture_files import check_picture_file
 from encoders._source import MediaLimits, article, describe, out_of_memory, read_source
 from encoders.errors import MediaError
@@ -35,6 +35,19 @@ def decode_image(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> I
         MediaError: `not_found`, `empty`, `too_large`, `unsupported_format`, `too_many_pixels`, `too_many_frames`,
             `truncated` or `undecodable`.
     """
+    picture = _decode(source, limits)
+    return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def decode_pixels(source: bytes | Path, limits: MediaLimits) -> tuple[tuple[int, int], bytes | memoryview]:
+    """The same picture as its (width, height) and its bytes, row by row, three a pixel. Errors as `decode_image`."""
+    picture = _decode(source, limits)
+    if isinstance(picture, Image.Image):
+        return picture.size, picture.tobytes()
+    return (picture.shape[1], picture.shape[0]), picture.data.cast("B")
+
+
+def _decode(source: bytes | Path, limits: MediaLimits) -> Image.Image | Pixels:
     data = read_source(source, limits)
     kind = describe(data)
     # Pillow warns of what it tolerates. `warnings.catch_warnings` would be tidier, but is not safe in threads.
@@ -42,10 +55,11 @@ def decode_image(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> I
     picture = _open(data, kind, limits)
     try:
         check_picture_file(data, limits)
-        if kind == "JPEG picture":
-            picture = decode_jpeg(data, picture)
-        picture.load()
-        return _to_rgb(_upright(picture))
+        pixels = decode_jpeg(data, picture) if kind == "JPEG picture" else None
+        if pixels is None:
+            picture.load()
+            return _to_rgb(_upright(picture))
+        return _upright_pixels(pixels, picture)
     except MediaError:
         raise
     except (
@@ -112,6 +126,15 @@ def _upright(picture: Image.Image) -> Image.Image:
     with contextlib.suppress(Exception):  # damaged EXIF: as many errors as cameras; the pixels are fine
         ImageOps.exif_transpose(picture, in_place=True)
     return picture
+
+
+def _upright_pixels(pixels: Pixels, header: Image.Image) -> Image.Image | Pixels:
+    """Most pictures stand upright already and stay an array."""
+    if not {"exif", "xmp"} & header.info.keys():
+        return pixels
+    picture = Image.fromarray(pixels)
+    picture.info = header.info
+    return _upright(picture)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

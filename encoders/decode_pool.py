@@ -31,8 +31,8 @@ _START_SECONDS: Final = 60.0
 _CLOSE_SECONDS: Final = 2.0
 # A dying process closes its socket a moment before its exit status is there.
 _EXIT_SECONDS: Final = 0.2
-# What a worker's memory may keep between jobs; a larger answer's pages are given back.
-_KEPT_BYTES: Final = 8 * MEBIBYTE
+# What a worker's memory may keep between jobs; a larger answer's pages are given back. A photo of 12 megapixels fits.
+_KEPT_BYTES: Final = 48 * MEBIBYTE
 # One thread for each library. Memory of this size stays with the child's allocator: given back and taken anew for every picture,
 # its page faults would cost more than decoding.
 _CHILD_SETTINGS: Final = {

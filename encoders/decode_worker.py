@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from encoders._pictures import decode_image
+from encoders._pictures import decode_pixels
 from encoders._sounds import decode_at_own_rate
 from encoders._source import MediaLimits, out_of_memory
 from encoders.errors import MediaError
@@ -85,8 +85,8 @@ def _source(job: dict[str, Any], memory: int) -> bytes | Path:
 
 
 def _picture(source: bytes | Path, memory: int, limits: MediaLimits) -> dict[str, Any]:
-    picture = decode_image(source, limits)
-    return {"size": picture.size, "bytes": _put(memory, picture.tobytes())}
+    size, pixels = decode_pixels(source, limits)
+    return {"size": size, "bytes": _put(memory, pixels)}
 
 
 def _sound(source: bytes | Path, memory: int, limits: MediaLimits) -> dict[str, Any]:

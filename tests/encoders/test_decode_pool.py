@@ -113,6 +113,15 @@ def test_a_slow_decode_is_ended_and_harms_nobody_else():
         assert pool.decode("image", file_of(picture())).size == (48, 32)
 
 
+def test_pictures_do_not_share_memory():
+    """A picture keeps its pixels when the same process decodes another, small or large."""
+    with DecodePool(1) as pool:
+        for size in ((64, 48), (5_000, 4_000)):
+            first = pool.decode("image", file_of(picture(size, (255, 0, 0))))
+            pool.decode("image", file_of(picture(size, (0, 0, 255))))
+            assert first.getpixel((0, 0)) == first.getpixel((size[0] - 1, size[1] - 1)) == (255, 0, 0)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_a_crash_in_mid_decode_is_that_items_error(how):
     """A process that dies over a file: that file's error names the signal, and the next file is decoded."""
