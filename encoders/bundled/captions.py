@@ -4,7 +4,6 @@ A split is decided by a hash of the picture's group (one object, however often i
 for every seed, and whatever else is read beside it.
 """
 
-import functools
 import hashlib
 import json
 import re
@@ -23,6 +22,7 @@ VALIDATION_PERCENT: Final = 15
 PICTURE_ENDINGS: Final = (".png", ".svg", ".webp")
 # Letters, coins, road marks: signs that a tower trained on photographs of things knows nothing of.
 SIGNS: Final = "symbols"
+STAMPS: Final = "stamps"
 _ARTICLE: Final = re.compile(r"^(a|an|the|some|our|two)\s+", re.IGNORECASE)
 # Emoji that are flags, letters and logos, or the same drawing in another skin.
 _LEFT_OUT_GROUPS: Final = frozenset({"flags", "component"})
@@ -88,7 +88,7 @@ def _read_stamp(text: Path, root: Path) -> Captioned | None:
         return None
     caption, folder = lines[0].strip(), text.parent.relative_to(root)
     return Captioned(
-        picture, (caption,), f"{folder.as_posix()}/{_object_name(text.stem)}", "stamps", (folder.parts or ("",))[0]
+        picture, (caption,), f"{folder.as_posix()}/{_object_name(text.stem)}", STAMPS, (folder.parts or ("",))[0]
     )
 
 
@@ -174,9 +174,8 @@ def _emoji_group(entry: dict[str, Any]) -> str:
     return "emoji/" + (" ".join(words) or entry["hexcode"].split("-")[0])
 
 
-@functools.cache
 def imagenet_names() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes, in the order of EfficientNet's classifier; they come with torchvision."""
-    from torchvision.models._meta import _IMAGENET_CATEGORIES
+    """The names of ImageNet's 1,000 classes, in the order of EfficientNet's classifier, as CLIP's authors cleaned them."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-    return tuple(_IMAGENET_CATEGORIES)
+    return tuple(IMAGENET_CLASSNAMES)

@@ -1,135 +1,141 @@
 """Train the projections of the bundled image space, and measure them on stamps that training never saw.
 
-The towers are frozen: every picture and caption goes through them once, and what is trained reads features. The test split is looked
-at once, after the last choice.
+The towers are frozen, so that what is trained reads features. The test split is looked at once, after the last choice.
 """
 
-import zlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from encoders.bundled.captions import (
-    SIGNS,
-    Captioned,
-)
-from encoders.bundled.clip import BundledClip
-from encoders.bundled.contrastive import Pairs
-from encoders.bundled.projections import TEXT_FEATURES, untrained_projections
-from encoders.bundled.views import make_views, read_picture
-from encoders.errors import MediaError
+from encoders.bundled.captions import STAMPS, imagenet_names, plain_caption, read_emoji, read_stamps
+from encoders.bundled.clip import CHECKPOINT, PROJECTIONS_FILE, BundledClip, imagenet_classifier
+from encoders.bundled.contrastive import Fitted, Settings, fit, refit
+from encoders.bundled.image_features import Bars, Corpus, Towers, encode_corpus, is_object, no_bars, with_classes
+from encoders.bundled.projections import Projections
+from encoders.bundled.recall import chance, retrieval
 
-Array = NDArray[np.float32]
-# Opens a progress bar of so many steps and gives what advances it.
-Bars = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-STAMP_VIEWS: Final = 4
-EMOJI_VIEWS: Final = 2
 RECIPE_FILE: Final = "recipe.json"
-_VIEWS_VERSION: Final = 1  # raise it with any change to encoders/bundled/views.py that changes a pixel
-_IMAGE_BATCH: Final = 16
-_TEXT_BATCH: Final = 64
+Report = dict[str, Any]
 
 
-def no_bars(_description: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Progress that nobody watches."""
-    return nullcontext(lambda _steps: None)
+def train(
+    stamps: Path,
+    openmoji: Path,
+    out: Path,
+    *,
+    seed: int = 0,
+    repeats: int = 1,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    bars: Bars = no_bars,
+) -> Report:
+    """Train on the stamps and emoji of the training split, stop early on validation, and write a checkpoint folder to `out`.
+
+    Args:
+        stamps: unpacked `tuxpaint-stamps-default`.
+        openmoji: unpacked npm package `openmoji`.
+        out: gets `projections.safetensors` and `recipe.json`.
+        seed: of the checkpoint; with `repeats`, the following seeds are trained and measured too.
+        repeats: how many seeds.
+        settings: hyper-parameters.
+        bars: opens progress bars.
+
+    Returns:
+        What `recipe.json` holds: settings, data, history, and the figures of every seed on the test split.
+    """
+    started = time.monotonic()
+    towers = Towers()
+    corpus = encode_corpus([*read_stamps(stamps), *read_emoji(openmoji)], towers, bars)
+    report, projections = train_on(corpus, towers, seed=seed, repeats=repeats, settings=settings, bars=bars)
+    out.mkdir(parents=True, exist_ok=True)
+    projections.save(out / PROJECTIONS_FILE)
+    report = {**report, "towers": BundledClip().towers_recipe()}
+    (out / RECIPE_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return {**report, "folder": str(out), "seconds": round(time.monotonic() - started, 1)}
 
 
-class Towers:
-    """The frozen towers: pictures to pooled features [n, 1280], texts to mean-pooled features [n, 384]."""
-
-    def __init__(self) -> None:
-        import torch
-
-        self._loaded = BundledClip().load_towers()
-        self._model = self._loaded.model.eval().to(memory_format=torch.channels_last)
-        self._model.text.proj = torch.nn.Identity()
-        self.untrained = untrained_projections(self._model.visual.trunk.bn2)
-
-    def images(self, pictures: Sequence[Any]) -> Array:
-        """Features of RGB pictures."""
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.stack([self._loaded.transform(picture) for picture in pictures])
-            features = self._model.visual.trunk(pixels.to(memory_format=torch.channels_last))
-        return np.asarray(features.numpy(), dtype=np.float32)
-
-    def texts(self, texts: Sequence[str]) -> Array:
-        """Features of texts, which share batches with others of about their length."""
-        import torch
-
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        found = np.zeros((len(texts), TEXT_FEATURES), dtype=np.float32)
-        for start in range(0, len(order), _TEXT_BATCH):
-            chosen = order[start : start + _TEXT_BATCH]
-            ids = self._loaded.tokenize([texts[index] for index in chosen])
-            longest = int((ids != self._model.text.config.pad_token_id).sum(1).max())
-            with torch.inference_mode():
-                found[chosen] = self._model.text(ids[:, :longest]).numpy()
-        return found
+def train_on(
+    corpus: Corpus,
+    towers: Towers,
+    *,
+    seed: int,
+    repeats: int = 1,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    bars: Bars = no_bars,
+) -> tuple[Report, Projections]:
+    """What `train` does once the features are there."""
+    seeds = range(seed, seed + repeats)
+    with bars("training", settings.epochs * repeats) as advance:
+        trained = [train_once(corpus, towers, number, settings, advance) for number in seeds]
+    first, fitted = trained[0]
+    report = {
+        "seed": seed,
+        "settings": asdict(settings),
+        "pictures": dict(Counter(f"{item.source} {item.split}" for item in corpus.items)),
+        "best_epoch": fitted.best_epoch,
+        "validation_reciprocal_rank": [round(value, 4) for value in fitted.history],
+        "test": [
+            {"seed": number, **measure(corpus, projections)} for number, (projections, _) in enumerate(trained, seed)
+        ],
+    }
+    return report, first
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Captioned pictures and their features: `images` [n][views, 1280], and `texts` of every caption."""
+def train_once(
+    corpus: Corpus, towers: Towers, seed: int, settings: Settings, advance: Callable[[int], None] | None = None
+) -> tuple[Projections, Fitted]:
+    """Find the best number of epochs on validation, then train for as many on training and validation together."""
+    known = encoded_classes(towers)
 
-    items: tuple[Captioned, ...]
-    images: tuple[Array, ...]
-    texts: dict[str, Array]
+    def pairs(part: Corpus) -> Any:
+        return with_classes(part.pairs(settings), *known, settings.class_weight)
 
-    def chosen(self, keep: Callable[[Captioned], bool]) -> "Corpus":
-        """The part whose pictures `keep` wants."""
-        pairs = [(item, image) for item, image in zip(self.items, self.images, strict=True) if keep(item)]
-        return Corpus(tuple(item for item, _ in pairs), tuple(image for _, image in pairs), self.texts)
-
-    def pairs(self) -> Pairs:
-        """As `fit` wants it; pictures with fewer views than others repeat theirs."""
-        views = max(len(image) for image in self.images)
-        names = sorted({caption for item in self.items for caption in item.captions})
-        row = {name: index for index, name in enumerate(names)}
-        group = {name: index for index, name in enumerate(sorted({item.group for item in self.items}))}
-        return Pairs(
-            np.stack([image[np.arange(views) % len(image)] for image in self.images]),
-            np.stack([self.texts[name] for name in names]),
-            tuple(np.array([row[caption] for caption in item.captions]) for item in self.items),
-            np.array([group[item.group] for item in self.items]),
-        )
+    validation = corpus.chosen(lambda item: item.split == "validation" and item.source == STAMPS)
+    fitted = fit(pairs(corpus.chosen(lambda item: item.split == "train")), validation.pairs(), settings, seed, advance)
+    everything = pairs(corpus.chosen(lambda item: item.split != "test"))
+    return refit(everything, settings, seed, fitted.best_epoch), fitted
 
 
-def encode_corpus(items: Sequence[Captioned], towers: Towers, bars: Bars = no_bars) -> Corpus:
-    """Every view of every picture, and every caption, through the frozen towers; pictures that do not open are left out."""
-    kept: list[Captioned] = []
-    features: list[Array] = []
-    with bars("encoding pictures", len(items)) as advance:
-        for item in items:
-            views = _views(item)
-            if views:
-                kept.append(item)
-                features.append(towers.images(views))
-            advance(1)
-    captions = sorted({caption for item in kept for caption in item.captions})
-    with bars("encoding captions", 1) as advance:
-        texts = dict(zip(captions, towers.texts(captions), strict=True))
-        advance(1)
-    return Corpus(tuple(kept), tuple(features), texts)
+def encoded_classes(towers: Towers) -> tuple[Any, Any]:
+    """EfficientNet's classifier [1000, 1280] and the features of its classes' names [1000, 384]."""
+    return imagenet_classifier(), towers.texts(imagenet_names())
 
 
-def _views(item: Captioned) -> list[Any]:
-    """The picture's views, seeded by its name, so that they are the same in every run; none where it does not open."""
-    try:
-        picture = read_picture(item.picture)
-    except MediaError:
-        return []
-    count = STAMP_VIEWS if item.source == "stamps" else EMOJI_VIEWS
-    return make_views(picture, count, np.random.default_rng(zlib.crc32(item.picture.name.encode())))
+def measure(corpus: Corpus, projections: Projections) -> Report:
+    """Retrieval among the held-out pictures of each kind, each picture as it is, by its caption proper."""
+    held_out = corpus.chosen(lambda item: item.split == "test")
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "objects": is_object,
+        "all_png_stamps": lambda item: item.source == STAMPS and item.picture.suffix == ".png",
+        "emoji": lambda item: item.source != STAMPS,
+    }
+    parts = {name: held_out.chosen(keep) for name, keep in kinds.items()}
+    return {name: asdict(_retrieve(part, projections)) for name, part in parts.items() if part.items}
 
 
-def is_object(item: Captioned) -> bool:
-    """A stamp that the encoder can read (PNG) and that shows a thing, not a letter, a coin or a sign."""
-    return item.source == "stamps" and item.category != SIGNS and item.picture.suffix == ".png"
+def _retrieve(part: Corpus, projections: Projections) -> Any:
+    captions = [plain_caption(item.captions[0]) for item in part.items]
+    spoken = {caption: item.captions[0] for caption, item in zip(captions, part.items, strict=True)}
+    images = projections.images(np.stack([views[0] for views in part.images]))
+    texts = projections.texts(np.stack([part.texts[spoken[caption]] for caption in sorted(spoken)]))
+    return retrieval(images, texts, captions)
+
+
+def evaluate(
+    stamps: Path, openmoji: Path | None = None, *, checkpoint: Path = CHECKPOINT, bars: Bars = no_bars
+) -> Report:
+    """The figures of a checkpoint on the held-out stamps (and emoji), beside those of untrained projections and of chance."""
+    towers, projections = Towers(), Projections.read(checkpoint / PROJECTIONS_FILE)
+    items = [*read_stamps(stamps), *(read_emoji(openmoji) if openmoji else ())]
+    corpus = encode_corpus([item for item in items if item.split == "test"], towers, bars, views=False)
+    captions = [plain_caption(item.captions[0]) for item in corpus.items if is_object(item)]
+    return {
+        "trained": measure(corpus, projections),
+        "untrained": measure(corpus, towers.untrained),
+        "chance": {"objects": asdict(chance(captions))} if captions else {},
+    }

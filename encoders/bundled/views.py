@@ -70,8 +70,9 @@ def _random_view(picture: Image.Image, random: np.random.Generator) -> Image.Ima
     scaled = scaled.rotate(random.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
     canvas = Image.new("RGBA", (SIDE_PIXELS, SIDE_PIXELS))
     canvas.paste(scaled, (_offset(scaled.width, random), _offset(scaled.height, random)))
-    red, green, blue = (int(level) for level in random.integers(0, 256, 3))
-    view = on_paper(canvas) if random.random() < _PLAIN_PAPER else on_paper(canvas, (red, green, blue))
+    plain = random.random() < _PLAIN_PAPER
+    red, green, blue = (255, 255, 255) if plain else (int(level) for level in random.integers(0, 256, 3))
+    view = on_paper(canvas, (red, green, blue))
     for enhance in _ENHANCEMENTS:
         view = enhance(view).enhance(random.uniform(0.7, 1.3))
     return view
