@@ -6,6 +6,7 @@ animation the first frame counts. The size is checked before any pixel is decode
 
 import contextlib
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ from encoders.errors import MediaError
 FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _SUPPORTED: Final = "PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF"
 _KINDS: Final = {f"{name} picture" for name in ("AVIF", "BMP", "GIF", "HEIC", "JPEG", "PNG", "TIFF", "WebP")}
+# How Pillow says it: Image size (400000000 pixels) exceeds limit of 178956970 pixels.
+_CLAIMED: Final = re.compile(r"\((\d+) pixels\)")
 _ROWS: Final = 256
 _ADVICE: Final = {"SVG drawing": "SVG is a vector drawing; export it as PNG"}
 # How Pillow names text chunks and colour profiles that unpack to more than it allows (1 MiB each, 64 MiB in all).
@@ -78,9 +81,9 @@ def _open(data: bytes, kind: str, limits: MediaLimits) -> Image.Image:
             check_picture_file(data, limits)  # may know the reason
         raise _unidentified(kind) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MediaError(
-            "too_many_pixels", f"the picture is too large; the limit is {limits.max_image_pixels:,} pixels"
-        ) from error
+        claimed = int((_CLAIMED.search(str(error)) or [0, 0])[1])
+        message = f"the picture claims {claimed:,} pixels; the limit is {limits.max_image_pixels:,}"
+        raise MediaError("too_many_pixels", message) from error
     except Exception as error:  # see decode_image
         raise _damaged(data, error) from error
     width, height = picture.size

@@ -20,7 +20,7 @@ class MediaLimits:
 
     Attributes:
         max_bytes: of a picture's or sound's file.
-        max_image_pixels: width times height; a compressed file can claim far more than its size.
+        max_image_pixels: width times height; a compressed file can claim far more than its size. Past 178 million Pillow refuses.
         max_image_frames: of an animation or of a file of several pages, though only the first counts.
         max_audio_seconds: of a clip.
         max_text_chars: of a text, after cleaning.

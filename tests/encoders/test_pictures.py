@@ -224,6 +224,14 @@ def test_a_decompression_bomb_is_refused_before_decoding(side):
     assert code_of(png_file(side, side)) == "too_many_pixels"
 
 
+def test_a_bomb_is_told_what_it_claims_and_what_the_limit_is():
+    """The refusal names both numbers, whether Pillow's limit or the caller's is passed first."""
+    assert reason_of(png_file(20_000, 20_000)) == (
+        "too_many_pixels: the picture claims 400,000,000 pixels; the limit is 50,000,000"
+    )
+    assert "8000 x 8000 pixels; the limit is 50,000,000" in reason_of(png_file(8_000, 8_000))
+
+
 def test_limits_are_the_callers():
     """The limits given are the limits kept."""
     data = file_of(picture((100, 100)))
