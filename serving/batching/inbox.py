@@ -7,6 +7,7 @@ from typing import Any, Final, Generic
 
 from serving.batching.queue import BatchQueue, Lane, Policy, R, Taken
 
+HELD_BACK_SECONDS: Final = 0.1  # rows that may not go now are looked at again after this
 CLOSED: Final = "the server is shutting down"
 
 
@@ -33,8 +34,23 @@ class Inbox(Generic[R]):
     def take(self) -> Taken[R] | None:
         """Wait for the next batch, or for rows to drop; None once the inbox is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._queue))
-            return None if self._closed else self._queue.take(time.monotonic())
+            while not self._closed:
+                taken = self._queue.take(time.monotonic())
+                if taken.batch or taken.dropped:
+                    return taken
+                self._changed.wait(HELD_BACK_SECONDS if len(self._queue) else None)
+        return None
+
+    def done(self, batch: list[R]) -> None:
+        """A taken batch is worked off: others may go."""
+        with self._changed:
+            self._queue.done(batch)
+            self._changed.notify()
+
+    def shared_by(self, takers: int) -> None:
+        """How many take batches from it at once."""
+        with self._changed:
+            self._queue.takers = takers
 
     def depth(self, lane: Lane) -> int:
         """How many rows wait in a lane."""

@@ -84,6 +84,8 @@ class Pipeline:
 
     def _loaded(self) -> list[StagedEncoder]:
         self._encoders = {encoder.space.space_id: encoder for encoder in self._load()}
+        if any(encoder.space.modality != TEXT for encoder in self._encoders.values()):
+            self._decoding.warm_up()
         return list(self._encoders.values())
 
     def _budget(self, group: RowGroup) -> int:

@@ -74,6 +74,7 @@ class Preparer:
     ) -> None:
         self._decode, self._jobs, self._forward, self._metrics = decode, jobs, forward, metrics
         self._inbox: Inbox[Errand] = Inbox(lambda _: 1, policy)
+        self._inbox.shared_by(threads)
         self._threads = [threading.Thread(target=self._run, name=f"{name} {i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -96,6 +97,7 @@ class Preparer:
                 errand.refuse(DeadlineExceeded(TOO_LATE))
             for errand in taken.batch:
                 self._prepare(errand)
+            self._inbox.done(taken.batch)
 
     def _prepare(self, errand: Errand) -> None:
         fresh = [pair for item in errand.items if (pair := self._open(errand.call, item)) is not None]

@@ -1,7 +1,8 @@
 """Which waiting rows go into the next batch. Pure: no threads, no clock, no encoder.
 
-Batches form when somebody asks for one, so that no row waits for company. Rows of the interactive lane go first; the bulk lane
-has what is left, in small batches while interactive traffic is about, and a turn of its own once its oldest row has waited long.
+Batches form when somebody asks for one, so that no row waits for company. Rows of the interactive lane go first. The bulk lane has
+what is left: while interactive traffic is about, small batches that leave one taker free where there are several, and a turn of its
+own where it has had none for long.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -48,7 +49,8 @@ class Policy:
     """How lanes and lengths are weighed.
 
     Attributes:
-        aging_seconds: a bulk row that has waited this long goes before interactive ones, every other batch at most.
+        aging_seconds: where bulk rows have waited this long since they came and since the lane's last turn, one batch of them goes
+            before interactive ones; never two in a row.
         calm_seconds: interactive traffic is about until this long after its last row.
         bulk_share: while it is, a bulk batch holds this part of the budget, so that who comes next waits little.
         waste_share: part of a batch that may be padding.
@@ -59,8 +61,8 @@ class Policy:
     aging_seconds: float = 1.0
     calm_seconds: float = 5.0
     bulk_share: float = 1 / 8
-    waste_share: float = 0.15
-    forward_share: float = 1 / 16
+    waste_share: float = 0.1
+    forward_share: float = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Taken(Generic[R]):
 class BatchQueue(Generic[R]):
     """Waiting rows. `budget(group)` is the padded length (rows times the longest) that one batch may have; one row always may.
 
-    Not for several threads at once.
+    `takers` is how many may work on batches at once; they tell `done`. Not for several threads at once.
     """
 
     def __init__(self, budget: Callable[[Any], int], policy: Policy = Policy()) -> None:
@@ -82,7 +84,10 @@ class BatchQueue(Generic[R]):
         self._policy = policy
         self._rows: list[R] = []
         self._interactive_at = float("-inf")
+        self._bulk_at = float("-inf")
         self._last_lane = Lane.INTERACTIVE
+        self._bulk_in_hand: set[int] = set()
+        self.takers = 1
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,7 +109,7 @@ class BatchQueue(Generic[R]):
         return rows
 
     def take(self, now: float) -> Taken[R]:
-        """Remove and return the next batch, empty where nobody waits; it holds the row that leads, and rows like it."""
+        """Remove and return the next batch; it holds the row that leads, and rows like it. Empty where nobody may go."""
         dropped = [row for row in self._rows if not row.live(now)]
         if dropped:
             self._remove(dropped)
@@ -114,24 +119,36 @@ class BatchQueue(Generic[R]):
         batch = self._fill(leader, now)
         self._remove(batch)
         self._last_lane = leader.lane
+        if leader.lane is Lane.BULK:
+            self._bulk_at = now
+            self._bulk_in_hand.add(id(batch))
         return Taken(batch, dropped)
+
+    def done(self, batch: list[R]) -> None:
+        """The batch, as `take` gave it, is worked off."""
+        self._bulk_in_hand.discard(id(batch))
 
     def _remove(self, rows: list[R]) -> None:
         gone = {id(row) for row in rows}
         self._rows = [row for row in self._rows if id(row) not in gone]
 
     def _leader(self, now: float) -> R | None:
-        """The oldest interactive row; the oldest bulk row where there is none, or where it has waited long and its turn has come."""
         first: dict[Lane, R] = {}
         for row in self._rows:
             first.setdefault(row.lane, row)
             if len(first) == len(Lane):
                 break
         interactive, bulk = first.get(Lane.INTERACTIVE), first.get(Lane.BULK)
+        if bulk is not None and self._about(now) and len(self._bulk_in_hand) >= max(1, self.takers - 1):
+            bulk = None
         if interactive is None or bulk is None:
             return interactive or bulk
-        aged = now - bulk.arrived >= self._policy.aging_seconds
+        aged = now - max(bulk.arrived, self._bulk_at) >= self._policy.aging_seconds
         return bulk if aged and self._last_lane is Lane.INTERACTIVE else interactive
+
+    def _about(self, now: float) -> bool:
+        """Whether interactive traffic is."""
+        return now - self._interactive_at < self._policy.calm_seconds
 
     def _fill(self, leader: R, now: float) -> list[R]:
         budget = self._budget(leader.group)
@@ -143,8 +160,7 @@ class BatchQueue(Generic[R]):
         return mates[low:high]
 
     def _most(self, leader: R, budget: int, now: float) -> float:
-        about = now - self._interactive_at < self._policy.calm_seconds
-        return budget * self._policy.bulk_share if leader.lane is Lane.BULK and about else budget
+        return budget * self._policy.bulk_share if leader.lane is Lane.BULK and self._about(now) else budget
 
     def _window(self, lengths: list[int], at: int, most: float, cheap: float) -> tuple[int, int]:
         """Grow `at` to a range of sorted `lengths`, each time by the side that pads less, while budget and padding allow."""

@@ -150,7 +150,10 @@ class Worker:
             return
         self._in_hand = taken.batch
         start = time.perf_counter()
-        good = self._forward(taken.batch)
+        try:
+            good = self._forward(taken.batch)
+        finally:
+            self._inbox.done(taken.batch)
         self._count(taken.batch, good, time.perf_counter() - start)
         self._in_hand = ()
         if self._failed_batches >= SUSPECT_BATCHES:

@@ -83,6 +83,7 @@ class Workers:
         try:
             encoders = self._load()
             count, threads = lanes_of(encoders)
+            self._inbox.shared_by(count)
             futures = [worker.start() for worker in self._hired(encoders, count, threads)]
             for future in futures:
                 future.result()

@@ -58,6 +58,7 @@ def replay(history):
     for event in [*history, *["take"] * sum(len(e) for e in history if isinstance(e, list))]:
         if event == "take":
             taken.append((now, made.take(now)))
+            made.done(taken[-1][1].batch)
         elif isinstance(event, float):
             now += event
         else:
@@ -103,7 +104,9 @@ def test_nobody_starves(waves):
             arrivals[id(row)] = (step, len(made) + 1)
             made.push([row])
         now += 2.0  # every forward takes long: all that wait are old
-        for row in made.take(now).batch:
+        batch = made.take(now).batch
+        made.done(batch)
+        for row in batch:
             since, ahead = arrivals[id(row)]
             assert step - since <= 2 * ahead + 1
     assert len(made) == 0
@@ -139,20 +142,43 @@ def test_bulk_batches_are_small_while_interactive_traffic_is_about():
     """Right after an interactive row a bulk batch has an eighth of the budget; when all is calm, the whole."""
     made = queue(Waiting(0, 4), *(Waiting(i, 4, Lane.BULK) for i in range(1, 40)))
     assert [row.name for row in made.take(0.0).batch] == [0]
-    assert padded(made.take(0.1).batch) == BUDGET // 8
+    small = made.take(0.1).batch
+    made.done(small)
+    assert padded(small) == BUDGET // 8
     assert padded(made.take(0.1 + POLICY.calm_seconds).batch) == BUDGET
 
 
-def test_old_bulk_rows_get_every_other_batch():
-    """Under endless interactive rows the aged bulk lane has its turn, but never two in a row."""
-    made = queue(*(Waiting(i, 60, Lane.BULK) for i in range(3)))
+def test_the_bulk_lane_never_starves():
+    """Under endless interactive rows a batch of bulk goes whenever the lane had none for a second, and never two in a row."""
+    made = queue(*(Waiting(i, 60, Lane.BULK) for i in range(9)))
     order = []
-    for i in range(8):
-        made.push([Waiting(100 + i, 60, arrived=2.0), Waiting(200 + i, 60, arrived=2.0)])
-        order.append(made.take(2.0).batch[0].lane)
-    assert order == [1, 0, 1, 0, 1, 0, 0, 0]
-    young = queue(Waiting(0, 60, Lane.BULK, arrived=1.5), Waiting(1, 60, arrived=2.0))
-    assert young.take(2.0).batch[0].lane is Lane.INTERACTIVE
+    for tenth in range(30):
+        now = tenth / 10
+        made.push([Waiting(100 + tenth, 60, arrived=now)])
+        batch = made.take(now).batch
+        made.done(batch)
+        order.append(batch[0].lane)
+    assert [i for i, lane in enumerate(order) if lane is Lane.BULK] == [10, 20]
+    slow = queue(*(Waiting(i, 60, Lane.BULK) for i in range(3)), *(Waiting(i, 60) for i in range(10, 13)))
+    lanes = []
+    for second in range(2, 8):
+        batch = slow.take(second).batch
+        slow.done(batch)
+        lanes.append(batch[0].lane)
+    assert lanes == [1, 0, 1, 0, 1, 0]
+
+
+def test_bulk_leaves_one_taker_free_while_interactive_traffic_is_about():
+    """Of two takers only one may hold a bulk batch, until it is done or all is calm; a single taker is never held back."""
+    made = queue(Waiting(0, 60), *(Waiting(i, 60, Lane.BULK) for i in range(1, 6)))
+    made.takers = 2
+    assert made.take(0.0).batch[0].name == 0
+    first = made.take(0.1).batch
+    assert first[0].lane is Lane.BULK
+    assert made.take(0.2).batch == []
+    made.done(first)
+    assert made.take(0.3).batch[0].lane is Lane.BULK
+    assert made.take(POLICY.calm_seconds).batch[0].lane is Lane.BULK
 
 
 def test_a_row_may_become_urgent():
