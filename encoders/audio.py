@@ -21,7 +21,7 @@ from encoders.whitening import load_for, whitened
 
 SAMPLE_RATE_HZ: Final = 16_000
 WINDOW_SECONDS: Final = 10.0
-SECONDS_PER_BATCH: Final = {"cpu": 40, "cuda": 640}
+SECONDS_PER_BATCH: Final = {"cpu": 20, "cuda": 640}
 # The variance floor of transformers' Wav2Vec2FeatureExtractor: a silent clip stays zeros.
 _VARIANCE_FLOOR: Final = 1e-7
 _FAMILY: Final = (

@@ -63,3 +63,17 @@ def in_windows(items: Iterable[T], cost: Callable[[T], float], limit: float, mos
             window, total = [], 0.0
     if window:
         yield window
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `lengths`, each at most `capacity`, in bins that hold at most `capacity` in all: first fit, the longest first."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = next((place for place, left in enumerate(room) if left >= lengths[index]), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(capacity)
+        bins[place].append(index)
+        room[place] -= lengths[index]
+    return bins

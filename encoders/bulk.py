@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from encoders.batching import in_windows, plan_groups
+from encoders.batching import in_windows
 from encoders.errors import MediaError
 from encoders.staged import WINDOW_ITEMS, Stages, Units, load, prepare_each, window_batches
 from encoders.vectors import Progress, Vectors
@@ -241,7 +241,7 @@ class _Run:
         for item in window:
             item.left, item.units = len(item.units), ()
             item.pooled = [None] * item.left
-        for rows in plan_groups(units, self._encoder.budget):
+        for rows in self._encoder.plan(units):
             self._put(_Batch(self._encoder.collate([units[row] for row in rows]), [owners[row] for row in rows]))
 
     def _put(self, batch: _Batch | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from encoders.compiled import PaddedRows
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import WeightsError
 from encoders.space import EmbeddingSpace, slugify
@@ -28,7 +29,7 @@ from encoders.whitening import load_for, whitened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGES_PER_BATCH: Final = {"cpu": 32, "cuda": 256}
+IMAGES_PER_BATCH: Final = {"cpu": 16, "cuda": 256}
 TOKENS_PER_BATCH: Final = {"cpu": 1024, "cuda": 32768}
 # Beyond this ratio of sides only the middle is resized: the transform would crop to it anyway, after making a picture of
 # 1 x 50,000 pixels 224 wide and 11 million high.
@@ -67,6 +68,7 @@ class ImageEncoder(Stages):
         device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
         revision: of the hub id.
         whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
+        compile: compile the model for long bulk jobs, a minute or more at its first batches; no part of the space.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ImageEncoder(Stages):
         dtype: str | None = None,
         revision: str | None = None,
         whitening: str | Path | None = None,
+        compile: bool = False,  # noqa: A002  (the option's name)
     ) -> None:
         if source == BUNDLED:
             from encoders.bundled.clip import UntrainedClip
@@ -85,7 +88,7 @@ class ImageEncoder(Stages):
             self._source: ClipModel = UntrainedClip()
         else:
             self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._compile = device, dtype, compile
         self._tokenizer_lock = threading.Lock()
         recipe = {**self._source.recipe(), "max_aspect": MAX_ASPECT, "normalisation": "l2"}
         self.whitening = load_for(whitening, self._source.dim)
@@ -139,7 +142,7 @@ class ImageEncoder(Stages):
 
         group, inputs = batch
         with torch.inference_mode():
-            return self._model.encode_text(inputs) if group == "text" else self._model.encode_image(inputs)
+            return self._model.encode_text(inputs) if group == "text" else self._encode_image(inputs)
 
     def warm_up(self) -> None:
         """Load the model and run one forward of each tower."""
@@ -155,6 +158,11 @@ class ImageEncoder(Stages):
 
         batch_norms = any(isinstance(module, torch.nn.BatchNorm2d) for module in self._loaded.model.modules())
         return choose_compute(self._device, self._dtype or ("float32" if batch_norms else None))
+
+    @once
+    def _encode_image(self) -> Callable[[Any], Any]:
+        encode_image: Callable[[Any], Any] = self._model.encode_image
+        return PaddedRows(encode_image, self.compute, self.budget("image")) if self._compile else encode_image
 
     @once
     def _loaded(self) -> LoadedClip:

@@ -39,8 +39,8 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
 }
 _COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision", "whitening"})
 _OPTIONS: Final = {
-    "text": _COMMON_OPTIONS | {"max_length", "template", "query_prefix", "pooling"},
-    "image": _COMMON_OPTIONS,
+    "text": _COMMON_OPTIONS | {"compile", "max_length", "template", "query_prefix", "pooling"},
+    "image": _COMMON_OPTIONS | {"compile"},
     "audio": _COMMON_OPTIONS | {"window_seconds"},
 }
 

@@ -129,6 +129,10 @@ class Stages(abc.ABC):
         """
         return finished(pooled, self.space, self.whitening)
 
+    def plan(self, units: Sequence[Unit]) -> Iterator[list[int]]:
+        """Indices of units in batches, each of one group."""
+        return plan_groups(units, self.budget)
+
     @property
     def launched_ahead(self) -> int:
         """Batches that may be launched before the result of an earlier one is fetched."""

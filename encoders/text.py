@@ -4,10 +4,11 @@ Pooling is the mean over the attention mask (or the first token); batches are so
 The model is loaded on the first use; the space is known at once, from the files.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from encoders.compiled import Packed, PackedText, check_family
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
@@ -46,6 +47,7 @@ class TextEncoder(Stages):
         pooling: `mean` over the tokens, or `cls`.
         revision: of the hub id.
         whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
+        compile: compile the model for long bulk jobs, a minute or more at its first batches; no part of the space.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class TextEncoder(Stages):
         pooling: str = "mean",
         revision: str | None = None,
         whitening: str | Path | None = None,
+        compile: bool = False,  # noqa: A002  (the option's name)
     ) -> None:
         if "{text}" not in template:
             raise EncoderError(f"text template {template!r} must contain {{text}}")
@@ -71,10 +74,12 @@ class TextEncoder(Stages):
 
             source, slug = minilm_folder(), slug or "minilm_l6"
         self._folder = resolve_source(source, revision=revision)
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._compile = device, dtype, compile
         self._template, self._query_prefix, self._pooling = template, query_prefix, pooling
         config = read_config(self._folder)
         self.max_length = max_length or _default_max_length(self._folder, config)
+        if compile:
+            check_family(config.get("model_type", ""))
         self.whitening = load_for(whitening, config.get("hidden_size"))
         self.space = self._describe(config, slug or slugify(Path(source).name))
 
@@ -122,10 +127,16 @@ class TextEncoder(Stages):
         """Padded tokens that one forward should hold."""
         return PADDED_TOKENS_PER_BATCH[self.compute.kind]
 
-    def collate(self, units: Sequence[Unit]) -> tuple[Any, Any]:
-        """Token ids and mask [rows, longest]."""
+    def plan(self, units: Sequence[Unit]) -> Iterator[list[int]]:
+        """Indices of units in batches; of a compiled model's such that they fill its shapes."""
+        return self._packed.plan([unit.length for unit in units]) if self._compile else super().plan(units)
+
+    def collate(self, units: Sequence[Unit]) -> Packed | tuple[Any, Any]:
+        """Token ids and mask [rows, longest]; packed for a compiled model, where they fill its shapes."""
         import torch
 
+        if self._compile and (packed := self._packed.collate([unit.data for unit in units])):
+            return packed
         ids = torch.full((len(units), max(unit.length for unit in units)), self._tokenizer.pad_id)
         mask = torch.zeros_like(ids)
         for row, unit in enumerate(units):
@@ -133,10 +144,12 @@ class TextEncoder(Stages):
             mask[row, : unit.length] = 1
         return self.compute.send(ids), self.compute.send(mask)
 
-    def launch(self, batch: tuple[Any, Any]) -> Any:
+    def launch(self, batch: Packed | tuple[Any, Any]) -> Any:
         """Pooled rows [rows, dim]."""
         import torch
 
+        if isinstance(batch, Packed):
+            return self._packed(batch)
         ids, mask = batch
         with torch.inference_mode():
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
@@ -158,6 +171,10 @@ class TextEncoder(Stages):
     @once
     def _tokenizer(self) -> FolderTokenizer:
         return FolderTokenizer(self._folder, self.max_length)
+
+    @once
+    def _packed(self) -> PackedText:
+        return PackedText(self._model, self.compute, self._pooling, self.budget("text"))
 
     @once
     def _model(self) -> Any:
