@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from encoders.bulk import compute_with, computing_threads
-from encoders.staged import StagedEncoder, Stages
+from encoders.staged import StagedEncoder
 from serving.batching.cache import Jobs
 from serving.batching.inbox import Inbox
 from serving.batching.jobs import UnitRow
@@ -111,6 +111,14 @@ class Workers:
                 self._on_state(everybody)
 
 
+@runtime_checkable
+class Laned(Protocol):
+    """An encoder that several threads may forward with at once, as ours are."""
+
+    def lanes(self, threads: int) -> tuple[int, int]:
+        """How many forwards run well at once, and with how many of torch's `threads` each."""
+
+
 def _warm(encoders: Sequence[StagedEncoder], threads: int) -> None:
     """Make the calling thread ready to forward."""
     compute_with(threads, others=computing_threads())
@@ -121,4 +129,4 @@ def _warm(encoders: Sequence[StagedEncoder], threads: int) -> None:
 def lanes_of(encoders: Sequence[StagedEncoder]) -> tuple[int, int]:
     """How many forward passes may run at once, and with how many of torch's threads each."""
     threads = computing_threads()
-    return min((one.lanes(threads) for one in encoders if isinstance(one, Stages)), default=(1, threads))
+    return min((one.lanes(threads) for one in encoders if isinstance(one, Laned)), default=(1, threads))

@@ -36,8 +36,8 @@ class DoubleEncoder:
 
     space = SPACE
 
-    def __init__(self, budget: int = 64, seconds: float = 0.0) -> None:
-        self.limit, self.seconds = budget, seconds
+    def __init__(self, budget: int = 64, seconds: float = 0.0, lanes: int = 1) -> None:
+        self.limit, self.seconds, self.lane_count = budget, seconds, lanes
         self.batches: list[list[str]] = []
         self.warm_ups = 0
         self.broken = False
@@ -51,6 +51,10 @@ class DoubleEncoder:
         return [
             tuple(Unit("text", max(1, len(text)), text) for _ in range(3 if "long" in text else 1)) for text in items
         ]
+
+    def lanes(self, _threads):
+        """As the test wants it."""
+        return self.lane_count, 1
 
     def budget(self, _group):
         """The same for all."""

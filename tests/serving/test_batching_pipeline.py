@@ -170,6 +170,20 @@ def test_a_dead_thread_fails_what_it_had_and_is_replaced(bench):
     assert bench.value("triptych_embed_worker_restarts_total") == 1
 
 
+def test_one_of_two_threads_may_die():
+    """Two threads forward at once; when one dies, the other takes what waits, and health says that one is missing until it is back."""
+    with Bench(DoubleEncoder(lanes=2)) as bench:
+        bench.encoder.gate.clear()
+        first, second = bench.ask("deadly in the first"), bench.ask("good in the second thread, of another length")
+        until(lambda: all(member._in_hand for member in bench.pipeline.workers.members), every=0.005)
+        waiting = bench.ask("waits meanwhile")
+        until(lambda: bench.pipeline.waiting == 1, every=0.005)
+        bench.encoder.gate.set()
+        assert [kind(one.result()[0]) for one in (first, second, waiting)] == ["Unavailable", "vector", "vector"]
+        until(lambda: bench.states == [True, False, True], every=0.01)
+        assert bench.value("triptych_embed_workers_up") == 2
+
+
 def test_a_broken_device_is_not_taken_for_poison(bench):
     """When nothing comes through any more, the thread checks its encoders, dies with them, and serves again once they work."""
     bench.encoder.broken = True
