@@ -105,9 +105,9 @@ class Embedder:
         return encoder
 
     def _ready(self) -> Encoders:
-        if self._encoders is not None and self.pipeline.workers.up:
+        if self._encoders is not None and self.pipeline.forwarders.up:
             return self._encoders
-        died = self.pipeline.workers.has_served
+        died = self.pipeline.forwarders.has_served
         self._metrics.rejections.labels("restarting" if died else "starting").inc()
         if died:
             raise Unavailable("the encoding thread is being restarted", RESTART_RETRY_SECONDS)

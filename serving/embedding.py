@@ -43,7 +43,7 @@ class EmbeddingService(embedding_pb2_grpc.EmbeddingServiceServicer):
         self._metrics = metrics
         self._items_loaded = items_loaded
         pipeline = embedder.pipeline
-        self._admission = Admission(settings, metrics, lambda: pipeline.waiting, pipeline.workers.retry_seconds)
+        self._admission = Admission(settings, metrics, lambda: pipeline.waiting, pipeline.forwarders.retry_seconds)
 
     async def Embed(  # noqa: N802 - gRPC's name
         self, request: embedding_pb2.EmbedRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -1,6 +1,6 @@
 """The whole way from a call's items to its vectors.
 
-`Preparer` cleans, looks up, decodes and prepares; an `Inbox` holds what is ready; `Workers` forward, finish and settle.
+`Preparer` cleans, looks up, decodes and prepares; an `Inbox` holds what is ready; `Forwarders` forward, finish and settle.
 """
 
 import time
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from encoders.decode_pool import DecodePool
 from encoders.staged import StagedEncoder
 from serving.batching.cache import Jobs
+from serving.batching.forwarders import Forwarders
 from serving.batching.inbox import Inbox
 from serving.batching.jobs import Call, Item, RowGroup, UnitRow
 from serving.batching.preparing import TEXT, Errand, Preparer
 from serving.batching.queue import Lane, Policy
-from serving.batching.workers import Workers
 from serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Pipeline:
         self._decoding = DecodePool(decode_workers)
         self.jobs = Jobs(cache_bytes, metrics)
         self._inbox: Inbox[UnitRow] = Inbox(self._budget, policy)
-        self.workers = Workers(self._loaded, self._inbox, self.jobs, metrics, on_state)
+        self.forwarders = Forwarders(self._loaded, self._inbox, self.jobs, metrics, on_state)
         parts = (self._decoding.decode, self.jobs, self._inbox.push, metrics, policy)
         self._texts = Preparer("prepare texts", TEXT_THREADS, *parts)
         self._media = Preparer("prepare media", decode_workers, *parts)
@@ -56,7 +56,7 @@ class Pipeline:
 
     def start(self) -> "Future[None]":
         """Load, warm up and serve; the future is done when it does, or fails with what loading failed with."""
-        return self.workers.start()
+        return self.forwarders.start()
 
     def submit(self, call: Call, items: Sequence[Item]) -> None:
         """Set all items of a call on their way; each is settled once, whatever happens."""
@@ -79,7 +79,7 @@ class Pipeline:
         """Settle everything: what is being encoded with its vector, what waits with `Unavailable`."""
         self._texts.close()
         self._media.close()
-        self.workers.close()
+        self.forwarders.close()
         self._decoding.close()
 
     def _loaded(self) -> list[StagedEncoder]:

@@ -25,7 +25,7 @@ def hold(bench):
     """Keep the encoder busy with one text until the gate opens."""
     bench.encoder.gate.clear()
     first = bench.ask("first in hand")
-    until(lambda: bench.pipeline.workers.members[0]._in_hand, every=0.005)
+    until(lambda: bench.pipeline.forwarders.members[0]._in_hand, every=0.005)
     return first
 
 
@@ -175,7 +175,7 @@ def test_one_of_two_threads_may_die():
     with Bench(DoubleEncoder(lanes=2)) as bench:
         bench.encoder.gate.clear()
         first, second = bench.ask("deadly in the first"), bench.ask("good in the second thread, of another length")
-        until(lambda: all(member._in_hand for member in bench.pipeline.workers.members), every=0.005)
+        until(lambda: all(member._in_hand for member in bench.pipeline.forwarders.members), every=0.005)
         waiting = bench.ask("waits meanwhile")
         until(lambda: bench.pipeline.waiting == 1, every=0.005)
         bench.encoder.gate.set()
@@ -216,7 +216,7 @@ def test_closing_loses_no_call():
         until(lambda: bench.pipeline.waiting == 5, every=0.005)
         closer = threading.Thread(target=bench.pipeline.close)
         closer.start()
-        until(bench.pipeline.workers.members[0]._closing.is_set, every=0.005)
+        until(bench.pipeline.forwarders.members[0]._closing.is_set, every=0.005)
         bench.encoder.gate.set()
         closer.join(10)
     late = bench.ask("too late")

@@ -48,7 +48,7 @@ def hold(live):
     """A call that the encoder has in hand until the gate opens."""
     live.encoders.text.gate.clear()
     held = live.later("held")
-    until(lambda: live.server.embedder.pipeline.workers.members[0]._in_hand, every=0.005)
+    until(lambda: live.server.embedder.pipeline.forwarders.members[0]._in_hand, every=0.005)
     return held
 
 
@@ -143,7 +143,7 @@ def test_bulk_calls_leave_room_for_others(narrow):
     """Bulk calls hold at most half of the permits: the second is refused, an interactive one comes in."""
     narrow.encoders.text.gate.clear()
     bulk = narrow.later("bulk", priority=BULK)
-    until(lambda: narrow.server.embedder.pipeline.workers.members[0]._in_hand, every=0.005)
+    until(lambda: narrow.server.embedder.pipeline.forwarders.members[0]._in_hand, every=0.005)
     error, _, _ = refused(lambda: narrow.embed("more bulk", priority=BULK))
     assert "bulk" in error.details()
     other = narrow.later("a person")

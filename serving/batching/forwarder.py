@@ -32,14 +32,14 @@ RESTARTING: Final = "the encoding thread died and is being restarted"
 log = structlog.get_logger("serving.batching")
 
 
-class Worker:
+class Forwarder:
     """Takes batches from the inbox and settles their jobs.
 
     Args:
         warm: run by each new thread before it serves: loads the models, forwards once per group. If it fails the first time, `start`'s
             future does.
         on_state: told, from our threads, after `up` has changed.
-        alone: whether no other worker could take what waits, so that it must fail when this one dies.
+        alone: whether no other forwarder could take what waits, so that it must fail when this one dies.
     """
 
     def __init__(

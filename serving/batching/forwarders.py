@@ -13,16 +13,16 @@ from typing import Final, Protocol, runtime_checkable
 from encoders.bulk import compute_with, computing_threads
 from encoders.staged import StagedEncoder
 from serving.batching.cache import Jobs
+from serving.batching.forwarder import CLOSE_SECONDS, Forwarder
 from serving.batching.inbox import Inbox
 from serving.batching.jobs import UnitRow
-from serving.batching.worker import CLOSE_SECONDS, Worker
 from serving.metrics import Metrics
 
 MIN_RETRY_SECONDS: Final = 0.05
 MAX_RETRY_SECONDS: Final = 10.0
 
 
-class Workers:
+class Forwarders:
     """Encoding threads that share one inbox.
 
     Args:
@@ -43,7 +43,7 @@ class Workers:
         self._starter = threading.Thread(target=self._start, name="load encoders", daemon=True)
         self._changing = threading.Lock()
         self._closed = self._all_up = False
-        self.members: list[Worker] = []
+        self.members: list[Forwarder] = []
 
     def start(self) -> "Future[None]":
         """Load, warm up, serve; the future is done when all threads do, or fails with what the first failed with."""
@@ -53,7 +53,7 @@ class Workers:
     @property
     def up(self) -> bool:
         """Whether any thread serves."""
-        return any(worker.up for worker in self.members)
+        return any(forwarder.up for forwarder in self.members)
 
     @property
     def has_served(self) -> bool:
@@ -62,7 +62,7 @@ class Workers:
 
     def retry_seconds(self) -> float:
         """Roughly when half of what waits will be done."""
-        rate = sum(worker.rows_per_second for worker in self.members)
+        rate = sum(forwarder.rows_per_second for forwarder in self.members)
         estimate = len(self._inbox) / rate / 2 if rate else MIN_RETRY_SECONDS
         return min(MAX_RETRY_SECONDS, max(MIN_RETRY_SECONDS, estimate))
 
@@ -73,10 +73,10 @@ class Workers:
             members = list(self.members)
         if self._starter.ident is not None:
             self._starter.join(CLOSE_SECONDS)
-        for worker in members:
-            worker.closing()
-        for worker in members:
-            worker.close()
+        for forwarder in members:
+            forwarder.closing()
+        for forwarder in members:
+            forwarder.close()
         self._inbox.close()
 
     def _start(self) -> None:
@@ -84,7 +84,7 @@ class Workers:
             encoders = self._load()
             count, threads = lanes_of(encoders)
             self._inbox.shared_by(count)
-            futures = [worker.start() for worker in self._hired(encoders, count, threads)]
+            futures = [forwarder.start() for forwarder in self._hired(encoders, count, threads)]
             for future in futures:
                 future.result()
         except BaseException as error:  # noqa: BLE001 - whoever waits for the start must hear of it
@@ -92,20 +92,20 @@ class Workers:
         else:
             self._started.set_result(None)
 
-    def _hired(self, encoders: Sequence[StagedEncoder], count: int, threads: int) -> list[Worker]:
+    def _hired(self, encoders: Sequence[StagedEncoder], count: int, threads: int) -> list[Forwarder]:
         warm = partial(_warm, encoders, threads)
         with self._changing:
             if not self._closed:
                 self.members = [
-                    Worker(self._inbox, self._jobs, self._metrics, warm, self._changed, lambda: not self.up)
+                    Forwarder(self._inbox, self._jobs, self._metrics, warm, self._changed, lambda: not self.up)
                     for _ in range(count)
                 ]
             return self.members
 
     def _changed(self) -> None:
         with self._changing:
-            everybody = all(worker.up for worker in self.members)
-            self._metrics.workers_up.set(sum(worker.up for worker in self.members))
+            everybody = all(forwarder.up for forwarder in self.members)
+            self._metrics.workers_up.set(sum(forwarder.up for forwarder in self.members))
             if everybody != self._all_up:
                 self._all_up = everybody
                 self._on_state(everybody)
