@@ -198,10 +198,19 @@ class _FolderClip:
             self.dim = int(self._config["model_cfg"]["embed_dim"])
         except (KeyError, TypeError, ValueError):
             raise WeightsError(f"{folder / 'open_clip_config.json'} must name model_cfg.embed_dim") from None
+        self._text_tower = self._text_tower_here()
         self.description = f"open_clip model {name}; queries by its text tower"
 
+    def _text_tower_here(self) -> dict[str, Any]:
+        """The `config.json` of a text tower from `transformers` where the folder has one; open_clip would look on the hub."""
+        text_cfg = self._config["model_cfg"].get("text_cfg", {})
+        here = "hf_model_name" in text_cfg and (self._folder / "config.json").is_file()
+        return read_config(self._folder) if here else {}
+
     def recipe(self) -> dict[str, Any]:
+        tower = {"text_architecture": config_digest(self._text_tower)} if self._text_tower else {}
         return {
+            **tower,
             "library": "open_clip",
             "architecture": config_digest(self._config["model_cfg"]),
             "weights": weights_digest(self._folder),
@@ -212,10 +221,13 @@ class _FolderClip:
     def load(self) -> LoadedClip:
         import open_clip
 
-        name = f"local-dir:{self._folder}"
+        name, overrides = f"local-dir:{self._folder}", {}
+        if self._text_tower:
+            text_cfg = self._config["model_cfg"]["text_cfg"]
+            overrides["text_cfg"] = {**text_cfg, "hf_model_name": str(self._folder), "hf_model_pretrained": False}
         try:
             with quiet():
-                model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True)
+                model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True, **overrides)
                 return LoadedClip(model, transform, open_clip.get_tokenizer(name))
         except Exception as error:  # open_clip, timm and transformers each have their own
             raise WeightsError(f"the open_clip model in {self._folder} cannot be loaded: {error}") from error

@@ -1,4 +1,4 @@
-"""Which encoder serves each modality: the `bundled` and `hub` profiles, or a YAML file of one's own.
+"""Which encoder serves each modality: the `bundled`, `hub` and `zh` (Chinese) profiles, or a YAML file of one's own.
 
 `python -m encoders.profiles --write FILE` regenerates the default list of embedding spaces from the bundled profile, and
 `--check FILE` compares. A profile file reads, for any of the modalities:
@@ -35,6 +35,15 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "text": {"source": "intfloat/e5-base-v2", "template": "passage: {text}", "query_prefix": "query: "},
         "image": {"source": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "slug": "clip_vit_b_32"},
         "audio": {"source": "facebook/wav2vec2-base"},
+    },
+    # Chinese: BERT's own, a CLIP whose text tower reads a hundred languages, and a wav2vec 2.0 that heard 53 of them.
+    "zh": {
+        "text": {"source": "google-bert/bert-base-chinese", "slug": "bert_base_chinese"},
+        "image": {
+            "source": "laion/CLIP-ViT-B-32-xlm-roberta-base-laion5B-s13B-b90k",
+            "slug": "clip_xlm_roberta_vit_b_32",
+        },
+        "audio": {"source": "facebook/wav2vec2-large-xlsr-53", "slug": "wav2vec2_xlsr_53"},
     },
 }
 _COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision", "whitening"})
@@ -97,7 +106,7 @@ def load_profile(name_or_path: str | Path | None = None, modalities: Iterable[st
     """The encoders of a profile, for the modalities asked for.
 
     Args:
-        name_or_path: `bundled`, `hub` or a YAML file; by default what `TRIPTYCH_ENCODERS` says, else `bundled`.
+        name_or_path: `bundled`, `hub`, `zh` or a YAML file; by default what `TRIPTYCH_ENCODERS` says, else `bundled`.
         modalities: those wanted; others are left out and cost nothing.
 
     Raises:
