@@ -169,7 +169,9 @@ def wait_for_address(process: subprocess.Popen[bytes], file: Path, log: Path) ->
 
 def measure_online(site: Site, before: float, record: Record, *, claim: bool) -> float:
     """64 callers that wait for each answer; texts per second. Bulk is measured before and after, since neighbours come and go."""
-    closed = site.load(site.sizes.online_seconds, 2 * before, callers=CALLERS, skip_seconds=site.sizes.online_seconds / 4)
+    closed = site.load(
+        site.sizes.online_seconds, 2 * before, callers=CALLERS, skip_seconds=site.sizes.online_seconds / 4
+    )
     check(closed)
     online = float(closed["per_second"])
     if claim:
