@@ -1,5 +1,6 @@
 """`triptych search`: the items nearest to words, a picture or a sound."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,8 @@ def search() -> None:
 def text(
     words: Annotated[str, typer.Argument(help='What to look for, such as "a loud bird".', show_default=False)],
     space: Annotated[
-        str, typer.Option(help="`text` compares with descriptions, `image` with pictures (CLIP's text tower).")
+        str,
+        typer.Option(help="`text` compares with descriptions, `image` with pictures, as `search image WORDS` does."),
     ] = "text",
     count: CountOption = 10,
     encoders: EncodersOption = None,
@@ -53,21 +55,30 @@ def text(
 
 @app.command()
 def image(
-    path: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
+    query: Annotated[str, typer.Argument(help='A picture, or words such as "a red bird".', show_default=False)],
     count: CountOption = 10,
     encoders: EncodersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Find items whose pictures are alike."""
+    """Find items by what their pictures show: give a picture, or words (which go through CLIP's text tower)."""
     from encoders.media import decode_image
     from encoders.profiles import load_profile
 
-    media = decode_image(path)
+    if not _names_a_file(query):
+        text(query, space="image", count=count, encoders=encoders, json=json)
+        return
+    media = decode_image(Path(query))
     _check_store()
     encoder = load_profile(encoders, modalities=("image",)).image
     if encoder is None:
         fail("these encoders have none for image; choose others with --encoders", EXIT_USAGE)
     _show(encoder.space, encoder.encode([media]), count, json)
+
+
+def _names_a_file(query: str) -> bool:
+    """Whether `query` is a file, or is spelt like one that is missing: a path, or a name with an ending."""
+    path = Path(query)
+    return path.exists() or os.sep in query or (" " not in query and bool(path.suffix))
 
 
 @app.command()
