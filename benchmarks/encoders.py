@@ -122,7 +122,7 @@ def measure_text(site: Site, record: Record) -> None:
 
     from encoders.text import TextEncoder
 
-    encoder, naive = TextEncoder(site.bert), plain.naive_texts(site.bert)
+    encoder, naive = warm(TextEncoder(site.bert)), plain.naive_texts(site.bert)
     model = plain.transformer(site.bert, precision())
     rows = site.tokenizer(site.texts, truncation=True)["input_ids"]
     shape = best_shape(model, rows[::SHARE_TO_CHOOSE_BY], TOKENS_PER_BATCH, plain.text_batches)
@@ -151,7 +151,7 @@ def measure_image(site: Site, record: Record) -> None:
     """Bulk photographs, decoding included, beside what all cores could do without waiting, and beside the naive way."""
     from encoders.image import ImageEncoder
 
-    encoder, naive = ImageEncoder(site.clip), plain.naive_pictures(site.clip)
+    encoder, naive = warm(ImageEncoder(site.clip)), plain.naive_pictures(site.clip)
     part = site.pictures[: site.counts["naive_pictures"]]
     tower = plain.image_tower(site.clip, precision())
     pixels = ready_pixels(encoder, part)
@@ -193,7 +193,7 @@ def measure_audio(site: Site, record: Record) -> None:
 
     from encoders.audio import AudioEncoder
 
-    encoder, naive = AudioEncoder(site.wav2vec2), plain.naive_clips(site.wav2vec2)
+    encoder, naive = warm(AudioEncoder(site.wav2vec2)), plain.naive_clips(site.wav2vec2)
     part = site.clips[: site.counts["naive_clips"]]
     model = plain.transformer(site.wav2vec2, precision())
     ready = torch.from_numpy(np.stack(ready_samples(encoder, site.clips))).to(precision())
@@ -224,6 +224,27 @@ def note(record: Record, modality: str, count: int, seconds: Mapping[str, float]
 
 def measure_compiled(site: Site, record: Record) -> None:
     """The compiled bulk path beside our own eager one; compilation is left out and stated."""
+    from encoders.image import ImageEncoder
+    from encoders.text import TextEncoder
+
+    texts, pictures = site.texts[: site.counts["compared"]], site.pictures
+    jobs = {
+        "text": [partial(bulk_texts, TextEncoder(site.bert, compile=compiled), texts) for compiled in (False, True)],
+        "image": [
+            partial(bulk_pictures, ImageEncoder(site.clip, compile=compiled), pictures) for compiled in (False, True)
+        ],
+    }
+    for (modality, (eager, compiled)), bar in zip(jobs.items(), (1.4, 1.25), strict=True):
+        eager()  # loads the model
+        first, _ = timed(compiled)
+        seconds, vectors = in_turn(site.repeats, {"eager": eager, "compiled": compiled})
+        record.claim(f"{modality}_compiled_over_eager", seconds["eager"] / seconds["compiled"], "ratio", bar=bar)
+        details = {
+            "compilation_seconds": first - seconds["compiled"],
+            "per_second": len(vectors["eager"]) / seconds["compiled"],
+        }
+        cosine = plain.least_cosine(vectors["compiled"], vectors["eager"])
+        record.note(f"{modality}_compiled", {**details, "least_cosine_to_eager": round(cosine, 6)})
 
 
 # ---- peers -----------------------------------------------------------------------------------------------------------
@@ -235,14 +256,14 @@ def measure_peers(site: Site, record: Record) -> None:
     from encoders.text import TextEncoder
 
     texts, pictures = site.texts[: site.counts["compared"]], site.pictures
-    ours = partial(bulk_texts, TextEncoder(site.bert), texts)
+    ours = partial(bulk_texts, warm(TextEncoder(site.bert)), texts)
     reference = plain.naive_texts(site.bert)(texts[:COSINE_ITEMS])
     for peer, claim in (
         ("sentence-transformers", "text_over_sentence_transformers"),
         ("infinity", "text_over_infinity"),
     ):
         compare(site, record, claim, partial(Peer, peer, site.bert, "text"), texts, ours, reference)
-    ours = partial(bulk_pictures, ImageEncoder(site.clip), pictures)
+    ours = partial(bulk_pictures, warm(ImageEncoder(site.clip)), pictures)
     reference = plain.naive_pictures(site.clip)(pictures[:COSINE_ITEMS])
     folder = models.clip_for_transformers(site.clip, site.folder / "clip-for-transformers")
     start = partial(Peer, "sentence-transformers", folder, "image")
@@ -283,6 +304,12 @@ def compare(
 
 
 # ---- ways to encode, and clocks --------------------------------------------------------------------------------------
+
+
+def warm(encoder: Any) -> Any:
+    """The encoder with its model loaded and run once."""
+    encoder.warm_up()
+    return encoder
 
 
 def bulk_texts(encoder: Any, texts: Sequence[str]) -> Any:

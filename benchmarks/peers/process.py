@@ -59,7 +59,11 @@ class Peer:
                 stderr=errors,
                 text=True,
             )
-        self.versions: dict[str, str] = self._ask({"load": str(model), "modality": modality})
+        try:
+            self.versions: dict[str, str] = self._ask({"load": str(model), "modality": modality})
+        except BaseException:
+            self.close()
+            raise
 
     def encode(self, inputs: Path, batch_size: int, out: Path | None = None) -> float:
         """Seconds that the peer takes for the JSON list in `inputs`; unit vectors go to `out` (.npy)."""
@@ -83,11 +87,15 @@ class Peer:
     def _failed(self) -> PeerError:
         return PeerError(f"{self._name} failed: {last_line(self._log.read_text())}")
 
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()  # waits, and closes the pipes
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.close()
