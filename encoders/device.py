@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar, overload
 from encoders.errors import EncoderError
 
 T = TypeVar("T")
-DTYPES: Final = ("float32", "bfloat16")
+DTYPES: Final = ("float32", "bfloat16", "float16")
 _CPU_FLAGS_WITH_BF16: Final = frozenset({"amx_bf16", "avx512_bf16"})
 
 

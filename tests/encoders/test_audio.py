@@ -3,16 +3,16 @@ import pytest
 
 from encoders import AudioEncoder
 from encoders.errors import EncoderError, MediaError, WeightsError
+from encoders.media import decode_audio
 from encoders.staged import Unit
-from tests.encoders.media_files import tone
+from encoders.weights import quiet
+from tests.encoders.media_files import sound_file, tone
 
 
 def reference(folder, clip):
     """The mean over frames of what transformers' own extractor and model give for one clip."""
     import torch
     from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    from encoders.weights import quiet
 
     with quiet():
         model, extractor = Wav2Vec2Model.from_pretrained(folder), Wav2Vec2FeatureExtractor.from_pretrained(folder)
@@ -28,6 +28,37 @@ def test_vectors_equal_transformers_own(wav2vec2_folder, clips):
     expected = np.stack([reference(wav2vec2_folder, clip) for clip in clips])
     assert (encoder.encode(clips) * expected).sum(1).min() > 0.99999
     assert (encoder.space.kind, encoder.space.dim) == ("encoder", 32)
+
+
+def test_vectors_equal_torchaudios_import(wav2vec2_folder, clips):
+    """Torchaudio's own wav2vec 2.0, with the weights that it imports from transformers, gives the same."""
+    import torch
+    from torchaudio.models.wav2vec2.utils import import_huggingface_model
+    from transformers import Wav2Vec2Model
+
+    with quiet():
+        model = import_huggingface_model(Wav2Vec2Model.from_pretrained(wav2vec2_folder)).eval()
+    got = AudioEncoder(wav2vec2_folder, dtype="float32").encode(clips)
+    for clip, vector in zip(clips, got, strict=True):
+        normal = (clip - clip.mean()) / np.sqrt(clip.var() + 1e-7)
+        with torch.inference_mode():
+            mean = model.extract_features(torch.from_numpy(normal)[None])[0][-1][0].mean(0).numpy()
+        assert vector @ mean / np.linalg.norm(mean) > 0.99999
+
+
+def test_bfloat16_gives_nearly_the_same_vectors(wav2vec2_folder, clips):
+    """Half the precision agrees to a cosine of 0.999."""
+    exact, fast = (AudioEncoder(wav2vec2_folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert (exact.encode(clips) * fast.encode(clips)).sum(1).min() > 0.999
+
+
+def test_ten_milliseconds_are_repeated_here_and_refused_in_files(wav2vec2_folder):
+    """An encoder repeats a clip until a frame is full; a file of 10 ms is refused with its reason."""
+    encoder = AudioEncoder(wav2vec2_folder)
+    encoder.space.check(encoder.encode([tone(0.01)]))
+    with pytest.raises(MediaError, match="10 ms") as caught:
+        decode_audio(sound_file(tone(0.01)))
+    assert caught.value.code == "too_short"
 
 
 def test_a_long_clip_is_the_mean_of_its_windows(wav2vec2_folder, clips):
@@ -57,25 +88,8 @@ def test_form_of_the_result(bundled, clips):
     assert bundled.audio.encode([]).shape == (0, bundled.audio.space.dim)
 
 
-def test_the_bundled_model_is_wav2vec2_and_always_the_same():
-    """It is transformers' own architecture, and two builds, whatever the global seed, are equal."""
-    import torch
-    from transformers import Wav2Vec2Model
-
-    from encoders.bundled.untrained_wav2vec2 import build
-
-    torch.manual_seed(1)
-    one = build()
-    torch.manual_seed(2)
-    two = build()
-    assert isinstance(one, Wav2Vec2Model)
-    assert not one.training
-    for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(tensor, two.state_dict()[name], rtol=0, atol=0)
-
-
 def test_timbre_and_pitch_are_kept_apart(bundled):
-    """Untrained as it is, a sound's nearest neighbour has its timbre and its pitch, in noise and at any loudness."""
+    """A sound's nearest neighbour has its timbre and its pitch, in noise and at any loudness."""
     random = np.random.default_rng(5)
 
     def sound(timbre, hertz):

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from encoders import TextEncoder
 from encoders.errors import EncoderError, WeightsError
@@ -11,6 +13,12 @@ TEXTS = [
     " ".join(["a very long description of a thing"] * 60),
     "a red bird",
 ]
+FIRST_VALUES = [
+    [0.038320, 0.026350, -0.071966, 0.044936, 0.011664],
+    [0.062584, 0.011647, 0.064621, 0.083129, -0.014971],
+    [-0.011326, 0.063854, 0.010600, 0.041612, -0.108468],
+]
+TINY = {}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +37,54 @@ def test_vectors_equal_those_of_sentence_transformers(exact):
     with quiet():
         reference = SentenceTransformer(str(minilm_folder()), device="cpu").encode(TEXTS, normalize_embeddings=True)
     assert (exact.encode(TEXTS) * reference).sum(1).min() > 0.99999
+
+
+def test_vectors_begin_as_the_reference_began(exact):
+    """The first five numbers of three vectors, as sentence-transformers 5 gave them in float32."""
+    np.testing.assert_allclose(exact.encode(TEXTS[:3])[:, :5], FIRST_VALUES, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99999), ("bfloat16", 0.999)])
+def test_vectors_equal_plain_transformers(dtype, least):
+    """Whatever the batch and its padding, a vector is the mean of its own tokens in a float32 forward of that text alone."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from encoders.bundled.packages import minilm_folder
+    from encoders.weights import quiet
+
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+        model = AutoModel.from_pretrained(minilm_folder(), dtype=torch.float32)
+    got = TextEncoder("bundled", device="cpu", dtype=dtype).encode(TEXTS)
+    for text, vector in zip(TEXTS, got, strict=True):
+        with torch.inference_mode():
+            inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+            mean = model(**inputs).last_hidden_state[0].mean(0).numpy()
+        assert vector @ mean / np.linalg.norm(mean) > least
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.sampled_from(["a", "red", "bird", "sings", "stone"]), min_size=1, max_size=45), min_size=1))
+def test_batch_mates_and_order_change_nothing(bert_folder, words):
+    """Any texts in any order: each has the vector that it has alone."""
+    encoder = TINY.setdefault(bert_folder, TextEncoder(bert_folder, dtype="float32"))
+    items = [" ".join(one) for one in words]
+    together = encoder.encode(items)
+    assert (together * encoder.encode(items[::-1])[::-1]).sum(1).min() > 0.99999
+    assert together[0] @ encoder.encode(items[:1])[0] > 0.99999
+
+
+def test_an_empty_text_is_what_its_special_tokens_are(exact):
+    """Of nothing the reference's vector comes out; cleaning, which comes before the encoder, refuses it with a reason."""
+    from encoders.errors import MediaError
+    from encoders.media import clean_text
+
+    empty = exact.encode([""])
+    exact.space.check(empty)
+    assert empty[0] @ exact.encode(["stone"])[0] < 0.9
+    with pytest.raises(MediaError, match="empty"):
+        clean_text(" \n")
 
 
 def test_order_is_kept_and_a_vector_does_not_depend_on_its_batch(exact):
