@@ -74,9 +74,9 @@ class AudioEncoder(Stages):
         whitening: str | Path | None = None,
     ) -> None:
         if source == BUNDLED:
-            from encoders.bundled.wav2vec2 import UntrainedWav2Vec2
+            from encoders.bundled.wav2vec2 import BundledWav2Vec2
 
-            self._source: AudioModel = UntrainedWav2Vec2()
+            self._source: AudioModel = BundledWav2Vec2()
         else:
             self._source = _FolderModel(resolve_source(source, revision=revision), slugify(Path(source).name))
         self._device, self._dtype = device, dtype

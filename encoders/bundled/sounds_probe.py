@@ -69,9 +69,11 @@ def probes(sounds: Sequence[Sound], *, final: bool) -> Iterator[Probe]:
     shared = [name if name in SHARED_LANGUAGES else None for name in languages]
     for left_out in ("stamps", "asterisk", "ktuberling"):
         inside = sources == left_out
-        yield Probe(f"language, new speakers: {left_out}", shared, fit & ~inside, choose & ~inside, test & inside)
+        yield Probe(
+            f"language, speakers new to the probe: {left_out}", shared, fit & ~inside, choose & ~inside, test & inside
+        )
     if final:
-        yield Probe(f"language, new speakers: {UNHEARD_SOURCE}", shared, fit, choose, splits == "unheard")
+        yield Probe(f"language, speakers never heard: {UNHEARD_SOURCE}", shared, fit, choose, splits == "unheard")
 
 
 def askable(probe: Probe) -> bool:

