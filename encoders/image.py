@@ -83,9 +83,9 @@ class ImageEncoder(Stages):
         compile: bool = False,  # noqa: A002  (the option's name)
     ) -> None:
         if source == BUNDLED:
-            from encoders.bundled.clip import UntrainedClip
+            from encoders.bundled.clip import BundledClip
 
-            self._source: ClipModel = UntrainedClip()
+            self._source: ClipModel = BundledClip()
         else:
             self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
         self._device, self._dtype, self._compile = device, dtype, compile
@@ -161,8 +161,8 @@ class ImageEncoder(Stages):
 
     @once
     def _encode_image(self) -> Callable[[Any], Any]:
-        encode_image: Callable[[Any], Any] = self._model.encode_image
-        return PaddedRows(encode_image, self.compute, self.budget("image")) if self._compile else encode_image
+        tower: Callable[[Any], Any] = self._model.visual
+        return PaddedRows(tower, self.compute, self.budget("image")) if self._compile else tower
 
     @once
     def _loaded(self) -> LoadedClip:

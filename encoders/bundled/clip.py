@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from encoders.bundled.packages import efficientnet_file, minilm_folder
-from encoders.bundled.projections import DIM, UNTRAINED_SEED, Projections, untrained_projections
+from encoders.bundled.projections import DIM, Projections
 from encoders.errors import WeightsError
 from encoders.image import LoadedClip
 from encoders.weights import files_digest, quiet, tokenizer_digest, weights_digest
@@ -79,28 +79,6 @@ class BundledClip:
             tokenizer = HFTokenizer(folder, context_length=self.text_cfg["context_length"])
         load_efficientnet(model.visual.trunk)
         return LoadedClip(model, image_transform_v2(PreprocessCfg(**self.preprocessing), is_train=False), tokenizer)
-
-
-class UntrainedClip(BundledClip):
-    """The same towers under projections that have learnt nothing."""
-
-    kind = "untrained"
-    description = "EfficientNet-Lite0 with an untrained projection; its text queries mean nothing yet"
-
-    def recipe(self) -> dict[str, Any]:
-        """Both towers' digests and how the projections are made."""
-        made = {
-            "seed": UNTRAINED_SEED,
-            "image": "standardised by batch norm, orthonormal rows",
-            "text": "orthonormal columns",
-        }
-        return {**self.towers_recipe(), "projections": made}
-
-    def load(self) -> LoadedClip:
-        """The model with both towers and the untrained projections in place."""
-        loaded = self.load_towers()
-        untrained_projections(loaded.model.visual.trunk.bn2).put_into(loaded.model)
-        return loaded
 
 
 def load_efficientnet(trunk: Any) -> None:

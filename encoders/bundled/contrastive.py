@@ -27,12 +27,12 @@ class Settings:
     ridge: float = 3000.0
     emoji_weight: float = 0.3  # of an emoji beside a stamp, in the start
     class_weight: float = 1.0  # of a class of ImageNet, in the start
-    epochs: int = 60
-    patience: int = 10
+    epochs: int = 40
+    patience: int = 8
     batch: int = 512
-    learning_rate: float = 1e-4
-    pull: float = 1e-3  # towards the closed-form start, as weight decay is towards zero
-    feature_dropout: float = 0.2
+    learning_rate: float = 5e-5
+    pull: float = 1e-2  # towards the closed-form start, as weight decay is towards zero
+    feature_dropout: float = 0.5
     tag_share: float = 0.3  # of the captions drawn: tags instead of the caption proper
     temperature: float = 0.07
 
@@ -141,10 +141,11 @@ def refit(pairs: Pairs, settings: Settings, seed: int, epochs: int) -> Projectio
 
 
 def reciprocal_rank(projections: Projections, pairs: Pairs) -> float:
-    """Mean over pictures of 1 / rank of a picture of their group among all, by the caption proper; each picture as it is."""
+    """Mean over pictures of 1 / rank of a picture of their group among their source's, by the caption proper; then over sources."""
     scores = projections.texts(pairs.proper) @ projections.images(pairs.images[:, 0]).T
     own = pairs.groups[:, None] == pairs.groups[None, :]
-    return float((1 / (1 + ranks(scores, own))).mean())
+    parts = [np.flatnonzero(pairs.sources == source) for source in np.unique(pairs.sources)]
+    return float(np.mean([(1 / (1 + ranks(scores[np.ix_(p, p)], own[np.ix_(p, p)]))).mean() for p in parts]))
 
 
 class _Trainer:

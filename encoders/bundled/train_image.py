@@ -95,7 +95,7 @@ def train_once(
     def pairs(part: Corpus) -> Any:
         return with_classes(part.pairs(settings), *known, settings.class_weight)
 
-    validation = corpus.chosen(lambda item: item.split == "validation" and item.source == STAMPS)
+    validation = corpus.chosen(lambda item: item.split == "validation" and (is_object(item) or item.source != STAMPS))
     fitted = fit(pairs(corpus.chosen(lambda item: item.split == "train")), validation.pairs(), settings, seed, advance)
     everything = pairs(corpus.chosen(lambda item: item.split != "test"))
     return refit(everything, settings, seed, fitted.best_epoch), fitted

@@ -47,8 +47,8 @@ def test_the_committed_spaces_are_those_of_the_bundled_profile(tmp_path):
     assert f"--write {path}" in stale.stderr
 
 
-def test_kinds_say_what_is_untrained(bundled):
-    """Only the text space of the bundled profile is a trained one, and the spaces say so."""
+def test_nothing_bundled_is_untrained(bundled):
+    """Every space of the bundled profile is of a trained encoder, and says so."""
     assert [(space.modality, space.kind) for space in bundled.spaces] == [
         ("text", "encoder"),
         ("image", "encoder"),

@@ -102,5 +102,5 @@ def test_spaces_say_what_they_are_and_what_is_loaded(client, world):
     assert text.kind == "encoder"
     assert text.embeddable
     assert text.items_loaded == 40
-    assert image.kind == "untrained"
+    assert image.kind == "encoder"
     assert image.query_modality == "text"
