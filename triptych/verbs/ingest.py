@@ -32,7 +32,8 @@ def ingest(
         ),
     ] = None,
     encoders: Annotated[
-        str | None, typer.Option(help="`bundled`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled.")
+        str | None,
+        typer.Option(help="`bundled`, `zh`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -66,6 +67,8 @@ def ingest(
         print_json(report.to_dict())
     else:
         _print(report)
+    for warning in report.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     _print_refusals(report.refusals, report.quarantine_file)
     raise SystemExit(EXIT_PARTIAL if quarantined + report.quarantined else 0)
 

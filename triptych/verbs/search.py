@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
 CountOption = Annotated[int, typer.Option("--count", "-k", min=1, max=1000, help="How many items to list.")]
 EncodersOption = Annotated[
-    str | None, typer.Option(help="`bundled`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled.")
+    str | None, typer.Option(help="`bundled`, `zh`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled.")
 ]
 
 

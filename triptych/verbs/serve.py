@@ -27,7 +27,8 @@ def serve(
         bool | None, typer.Option("--metrics/--no-metrics", help="Tell metrics at all. [default: --metrics]")
     ] = None,
     encoders: Annotated[
-        str | None, typer.Option(help="`bundled`, `hub` or a YAML file. [default: TRIPTYCH_ENCODERS, else bundled]")
+        str | None,
+        typer.Option(help="`bundled`, `zh`, `hub` or a YAML file. [default: TRIPTYCH_ENCODERS, else bundled]"),
     ] = None,
     home: Annotated[Path | None, typer.Option(help="Root folder. [default: as TRIPTYCH_HOME says]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [default: info]")] = None,

@@ -34,7 +34,8 @@ def build(
         float, typer.Option(min=0.01, help="An event counts half as much after so many days.")
     ] = 30.0,
     encoders: Annotated[
-        str | None, typer.Option(help="`bundled`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled.")
+        str | None,
+        typer.Option(help="`bundled`, `zh`, `hub` or a YAML file. Default: TRIPTYCH_ENCODERS, else bundled."),
     ] = None,
     json: JsonOption = False,
 ) -> None:
