@@ -49,8 +49,9 @@ def train(
         What `recipe.json` holds: settings, data, history, and the figures of every seed on the test split.
     """
     started = time.monotonic()
+    items = [*read_stamps(stamps), *read_emoji(openmoji)]
     towers = Towers()
-    corpus = encode_corpus([*read_stamps(stamps), *read_emoji(openmoji)], towers, bars)
+    corpus = encode_corpus(items, towers, bars)
     report, projections = train_on(corpus, towers, seed=seed, repeats=repeats, settings=settings, bars=bars)
     out.mkdir(parents=True, exist_ok=True)
     projections.save(out / PROJECTIONS_FILE)
@@ -130,8 +131,9 @@ def evaluate(
     stamps: Path, openmoji: Path | None = None, *, checkpoint: Path = CHECKPOINT, bars: Bars = no_bars
 ) -> Report:
     """The figures of a checkpoint on the held-out stamps (and emoji), beside those of untrained projections and of chance."""
-    towers, projections = Towers(), Projections.read(checkpoint / PROJECTIONS_FILE)
+    projections = Projections.read(checkpoint / PROJECTIONS_FILE)
     items = [*read_stamps(stamps), *(read_emoji(openmoji) if openmoji else ())]
+    towers = Towers()
     corpus = encode_corpus([item for item in items if item.split == "test"], towers, bars, views=False)
     captions = [plain_caption(item.captions[0]) for item in corpus.items if is_object(item)]
     return {

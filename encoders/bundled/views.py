@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from encoders._pictures import decode_image
-from encoders.errors import WeightsError
+from encoders.errors import MediaError, WeightsError
 
 SIDE_PIXELS: Final = 256  # of a rendered drawing, and of the canvas of a view
 _ENHANCEMENTS: Final = (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast)
@@ -37,15 +37,23 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def render(path: Path) -> Image.Image:
-    """An SVG drawing as RGBA, its longer side `SIDE_PIXELS`."""
+    """An SVG drawing as RGBA, `SIDE_PIXELS` wide.
+
+    Raises:
+        MediaError: it is damaged, or says nothing of its size.
+        WeightsError: resvg is not installed.
+    """
     try:
         from resvg_py import svg_to_bytes
     except ImportError as error:
         raise WeightsError(
             f"{path.name} is an SVG drawing; training renders those with: pip install resvg-py"
         ) from error
-    picture = Image.open(io.BytesIO(bytes(svg_to_bytes(svg_path=str(path), width=SIDE_PIXELS))))
-    return picture.convert("RGBA")
+    try:
+        drawn = bytes(svg_to_bytes(svg_path=str(path), width=SIDE_PIXELS))
+    except ValueError as error:
+        raise MediaError("undecodable", f"the drawing {path.name} cannot be rendered: {error}") from error
+    return Image.open(io.BytesIO(drawn)).convert("RGBA")
 
 
 def on_paper(picture: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -8,10 +8,10 @@ from tests.encoders.test_bundled_image import drawn
 __all__ = ["drawn"]
 
 
-def triptych(*arguments, cwd):
+def triptych(*arguments):
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "triptych", "bundled", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=280, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=280)
 
 
 def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
@@ -19,12 +19,12 @@ def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
     stamps, openmoji = drawn
     out = tmp_path / "checkpoint"
     arguments = ("--stamps", stamps, "--openmoji", openmoji, "--json")
-    done = triptych("train-image", *arguments, "--out", out, cwd=tmp_path)
+    done = triptych("train-image", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["pictures"]["stamps test"] >= 5
     assert json.loads((out / "recipe.json").read_text())["seed"] == 0
-    judged = triptych("evaluate", *arguments, "--image", out, cwd=tmp_path)
+    judged = triptych("evaluate", *arguments, "--image", out)
     assert judged.returncode == 0, judged.stderr
     figures = json.loads(judged.stdout)["image"]
     trained, untrained = (figures[name]["objects"] for name in ("trained", "untrained"))
@@ -35,7 +35,7 @@ def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
 
 def test_a_wrong_folder_is_refused_with_the_remedy(tmp_path):
     """A folder without stamps is refused in one line, which says where stamps come from."""
-    done = triptych("evaluate", "--stamps", tmp_path, cwd=tmp_path)
+    done = triptych("evaluate", "--stamps", tmp_path)
     assert done.returncode == 1
     assert "apt-get download tuxpaint-stamps-default" in done.stderr
     assert "Traceback" not in done.stderr
@@ -43,6 +43,6 @@ def test_a_wrong_folder_is_refused_with_the_remedy(tmp_path):
 
 def test_evaluating_nothing_is_wrong_usage(tmp_path):
     """Without --stamps and --sounds there is nothing to measure."""
-    done = triptych("evaluate", cwd=tmp_path)
+    done = triptych("evaluate")
     assert done.returncode == 2
     assert "--stamps" in done.stderr
