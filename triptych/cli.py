@@ -51,7 +51,10 @@ EXTRA_OF: Final = {
     "pymilvus": "store",
     "yaml": "store",
     "structlog": "serve",
+    "cachetools": "serve",
     "grpc_reflection": "serve",
+    "prometheus_client": "serve",
+    "simplejpeg": "encode",
     "pydantic_settings": "serve",
     "sklearn": "train",
 }
