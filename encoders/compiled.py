@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 from encoders.batching import pack
 from encoders.device import Compute
 from encoders.errors import EncoderError
+from encoders.rewritten import rewritten_text, rewritten_tower
 from encoders.weights import quiet
 
-# Attention costs as much per row as its square: rows are as short as most texts allow. Longer texts get rows of the second length.
-ROW_TOKENS: Final = (256, 512)
+# Attention costs as much per row as its square: rows are as short as most texts allow. Longer texts get longer rows.
+ROW_TOKENS: Final = (128, 256, 512)
 # Families whose positions can be given, and the first one: RoBERTa's begin after the padding id (1).
 FIRST_POSITION: Final = {"bert": 0, "camembert": 2, "roberta": 2, "xlm-roberta": 2}
 
@@ -40,10 +41,11 @@ class CompiledForward:
 
     def __init__(self, function: Callable[..., Any], compute: Compute) -> None:
         import torch
+        import torch._inductor.config  # `import torch` does not load it
 
-        options: dict[str, Any] = {"freezing": True} if compute.kind == "cpu" else {}
         with quiet():  # the compiler's own imports use what torch has deprecated
-            self._compiled = torch.compile(function, dynamic=False, options=options)
+            self._compiled = torch.compile(function, dynamic=False)
+        self._freezing = compute.kind == "cpu"
         self._lock = threading.Lock()
         self._ready: set[Any] = set()
 
@@ -56,7 +58,8 @@ class CompiledForward:
         with torch.no_grad():
             if shape in self._ready:
                 return self._compiled(*inputs)
-            with self._lock, quiet():
+            # The compiler asks for this while it traces, whatever the options of `torch.compile` say.
+            with self._lock, quiet(), torch._inductor.config.patch(freezing=self._freezing):  # noqa: SLF001
                 result = self._compiled(*inputs)
                 self._ready.add(shape)
                 return result
@@ -69,9 +72,11 @@ class PackedText:
         self._compute, self._pooling, self._budget = compute, pooling, budget
         self._first = FIRST_POSITION[check_family(model.config.model_type)]
 
+        twin = rewritten_text(model)
+
         def hidden_of(ids: Any, positions: Any, texts: Any) -> Any:
             own = texts[:, None, :, None] == texts[:, None, None, :]  # [rows, 1, tokens, tokens]
-            return model(input_ids=ids, position_ids=positions, attention_mask=own).last_hidden_state
+            return twin(input_ids=ids, position_ids=positions, attention_mask=own).last_hidden_state
 
         self._hidden = CompiledForward(hidden_of, compute)
 
@@ -127,11 +132,11 @@ class PackedText:
 
 
 class PaddedRows:
-    """A function of one tensor [rows, ...], always run with `rows` rows; a batch less than half full goes to the plain function."""
+    """A tower's forward over [rows, ...], always run with `rows` rows; a batch less than half full goes to the tower as it is."""
 
-    def __init__(self, function: Callable[[Any], Any], compute: Compute, rows: int) -> None:
-        self._plain, self._rows = function, rows
-        self._compiled = CompiledForward(function, compute)
+    def __init__(self, tower: Any, compute: Compute, rows: int) -> None:
+        self._plain, self._rows = tower, rows
+        self._compiled = CompiledForward(rewritten_tower(tower), compute)
 
     def __call__(self, batch: Any) -> Any:
         """The function's rows for the batch."""
