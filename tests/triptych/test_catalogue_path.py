@@ -81,6 +81,21 @@ def test_words_find_items_with_their_scores(shop):
     assert results[0]["title"] == ITEMS[results[0]["item_id"]]
 
 
+def test_words_are_compared_with_pictures(shop):
+    """Words given to `search image` go through CLIP's text tower; a missing file is refused, not searched for as words."""
+    home, *_ = shop
+    done = triptych(home, "search", "image", "a violin", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["space_id"].startswith("image_")
+    assert len(found["results"]) == 3
+    same = triptych(home, "search", "text", "a violin", "--space", "image", "--json")
+    assert json.loads(same.stdout) == found
+    missing = triptych(home, "search", "image", "no-such-picture.png")
+    assert missing.returncode == 1
+    assert "no-such-picture.png" in missing.stderr
+
+
 @pytest.mark.parametrize(("modality", "ending"), [("image", "png"), ("audio", "flac")])
 def test_a_stored_picture_or_sound_finds_itself(shop, modality, ending):
     """Searching with an item's own media lists that item first, with a cosine of 1; a damaged one is not in the list."""
