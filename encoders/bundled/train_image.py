@@ -1,6 +1,7 @@
 """Train the projections of the bundled image space, and measure them on stamps that training never saw.
 
-The towers are frozen, so that what is trained reads features. The test split is looked at once, after the last choice.
+The towers are frozen, so that what is trained reads features. No setting here was chosen by the test split; the checkpoint's card says how
+often it was looked at.
 """
 
 import json
@@ -19,6 +20,7 @@ from encoders.bundled.contrastive import Fitted, Settings, fit, refit
 from encoders.bundled.image_features import Bars, Corpus, Towers, encode_corpus, is_object, no_bars, with_classes
 from encoders.bundled.projections import Projections
 from encoders.bundled.recall import chance, retrieval
+from encoders.errors import EncoderError
 
 RECIPE_FILE: Final = "recipe.json"
 Report = dict[str, Any]
@@ -49,6 +51,8 @@ def train(
         What `recipe.json` holds: settings, data, history, and the figures of every seed on the test split.
     """
     started = time.monotonic()
+    if out.exists() and any(out.iterdir()):
+        raise EncoderError(f"{out} is not empty: give a new folder")
     items = [*read_stamps(stamps), *read_emoji(openmoji)]
     towers = Towers()
     corpus = encode_corpus(items, towers, bars)

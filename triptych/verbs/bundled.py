@@ -51,6 +51,10 @@ def evaluate(
 
     if stamps is None and not sounds:
         fail("give --stamps DIR, --sounds DIR or both", EXIT_USAGE)
+    if stamps is None and (openmoji is not None or image != "bundled"):
+        fail("--openmoji and --image judge pictures: give --stamps DIR too", EXIT_USAGE)
+    if not sounds and audio != "bundled":
+        fail("--audio judges sounds: give --sounds DIR too", EXIT_USAGE)
     try:
         figures = bundled_image.judge_image(stamps, openmoji, image) if stamps else None
         rows = bundled_audio.judge_audio(sounds, audio, seed) if sounds else []

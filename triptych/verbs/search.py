@@ -1,6 +1,5 @@
 """`triptych search`: the items nearest to words, a picture or a sound."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
 
     from encoders.space import EmbeddingSpace
 
+# Endings that name a picture's file rather than end a sentence.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".svg", ".tif", ".tiff", ".webp"}
+)
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
 CountOption = Annotated[int, typer.Option("--count", "-k", min=1, max=1000, help="How many items to list.")]
 EncodersOption = Annotated[
@@ -76,9 +79,9 @@ def image(
 
 
 def _names_a_file(query: str) -> bool:
-    """Whether `query` is a file, or is spelt like one that is missing: a path, or a name with an ending."""
+    """Whether `query` is a file, or is spelt like a picture's that is missing."""
     path = Path(query)
-    return path.exists() or os.sep in query or (" " not in query and bool(path.suffix))
+    return path.exists() or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 @app.command()
