@@ -166,6 +166,7 @@ class _Run:
         """Outcomes in the order of `sources`."""
         lanes, each = self._encoder.lanes(threads)
         self._batches = queue.Queue(maxsize=lanes)
+        self._alone(partial(self._compile, each, threads))
         self._start("conductor", partial(self._conduct, sources, lanes))
         for lane in range(lanes):
             self._start(f"lane-{lane}", partial(self._lane, each, threads))
@@ -176,6 +177,16 @@ class _Run:
             self._room.release()
         if self._failed.done():
             self._failed.result()
+
+    def _compile(self, each: int, others: int) -> None:
+        compute_with(each, others=others)
+        self._encoder.compile_forwards()
+
+    @staticmethod
+    def _alone(work: Callable[[], None]) -> None:
+        """Run `work` in a thread of its own, before the run's others start."""
+        with ThreadPoolExecutor(1, "encode-compile") as pool:
+            pool.submit(work).result()
 
     def close(self) -> None:
         """Stop what still runs and wait for its end."""
@@ -315,6 +326,7 @@ class _Run:
                 if not item.left:
                     complete.append(item)
         vectors = self._encoder.finish([np.stack(item.pooled) for item in complete])
+        vectors.setflags(write=False)  # repeated sources share one
         for item, vector in zip(complete, vectors, strict=True):
             item.pooled = []
             item.outcome.set_result(vector)

@@ -4,6 +4,7 @@ Texts are packed: several in one row of fixed length, each attending to itself a
 So one shape serves texts of all lengths, and little is padded. Pictures are padded to whole batches.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ from encoders.rewritten import rewritten_text, rewritten_tower
 from encoders.weights import quiet
 
 # Attention costs as much per row as its square: rows are as short as most texts allow. Longer texts get longer rows.
-ROW_TOKENS: Final = (128, 256, 512)
+ROW_TOKENS: Final = (128, 512)
 # Families whose positions can be given, and the first one: RoBERTa's begin after the padding id (1).
 FIRST_POSITION: Final = {"bert": 0, "camembert": 2, "roberta": 2, "xlm-roberta": 2}
 
@@ -37,7 +38,11 @@ class Packed(NamedTuple):
 
 
 class CompiledForward:
-    """A function of tensors, compiled for each shape that it meets; one thread compiles while others wait."""
+    """A function of tensors, compiled for stated shapes; it runs as it is for other shapes and other numbers of threads.
+
+    torch's compiler patches what is global while it traces, and is not made for company. So compilation is a step of its own, before
+    other threads start, and nothing is ever compiled by a call.
+    """
 
     def __init__(self, function: Callable[..., Any], compute: Compute) -> None:
         import torch
@@ -45,24 +50,29 @@ class CompiledForward:
 
         with quiet():  # the compiler's own imports use what torch has deprecated
             self._compiled = torch.compile(function, dynamic=False)
+        self._known = torch._dynamo.run(self._compiled)  # noqa: SLF001  (the one way to forbid compilation)
         self._freezing = compute.kind == "cpu"
-        self._lock = threading.Lock()
         self._ready: set[Any] = set()
+
+    def compile(self, *inputs: Any) -> None:
+        """Make code for the shapes of `inputs` and this thread's number of threads; a minute or so."""
+        import torch
+
+        shape = (*(tuple(tensor.shape) for tensor in inputs), torch.get_num_threads())
+        if shape in self._ready:
+            return
+        _keep_device_guard()
+        # The compiler asks for `freezing` while it traces, whatever the options of `torch.compile` say; it has no effect in inference mode.
+        with torch._inductor.config.patch(freezing=self._freezing), torch.no_grad(), quiet():  # noqa: SLF001
+            self._compiled(*inputs)
+        self._ready.add(shape)
 
     def __call__(self, *inputs: Any) -> Any:
         """What the function gives."""
         import torch
 
-        # Compiled code is for a number of threads too. `no_grad`: in inference mode weights would not be frozen into it.
-        shape = (*(tuple(tensor.shape) for tensor in inputs), torch.get_num_threads())
-        with torch.no_grad():
-            if shape in self._ready:
-                return self._compiled(*inputs)
-            # The compiler asks for this while it traces, whatever the options of `torch.compile` say.
-            with self._lock, quiet(), torch._inductor.config.patch(freezing=self._freezing):  # noqa: SLF001
-                result = self._compiled(*inputs)
-                self._ready.add(shape)
-                return result
+        with torch.inference_mode(mode=False), torch.no_grad():  # as when it was compiled
+            return self._known(*inputs)
 
 
 class PackedText:
@@ -116,6 +126,13 @@ class PackedText:
         packed = self._compute.send(packed)
         return Packed(packed[0], packed[1], packed[2], len(texts))
 
+    def compile(self) -> None:
+        """Compile for every length of rows."""
+        import torch
+
+        for tokens in ROW_TOKENS:
+            self._hidden.compile(*self._compute.send(torch.zeros((3, self._rows(tokens), tokens), dtype=torch.long)))
+
     def __call__(self, packed: Packed) -> Any:
         """Pooled rows [texts, dim] in float32."""
         import torch
@@ -138,17 +155,46 @@ class PaddedRows:
         self._plain, self._rows = tower, rows
         self._compiled = CompiledForward(rewritten_tower(tower), compute)
 
+    def compile(self, row: Any) -> None:
+        """Compile for rows of this kind, given one [1, ...]."""
+        self._compiled.compile(self._filled(row))
+
     def __call__(self, batch: Any) -> Any:
-        """The function's rows for the batch."""
+        """The tower's rows for the batch."""
+        if not self._rows // 2 < len(batch) <= self._rows:
+            return self._plain(batch)
+        return self._compiled(self._filled(batch))[: len(batch)]
+
+    def _filled(self, batch: Any) -> Any:
+        """The batch with its first row repeated, up to the number of rows that the tower is compiled for."""
         import torch
 
-        count = len(batch)
-        if not self._rows // 2 < count <= self._rows:
-            return self._plain(batch)
-        if count < self._rows:
-            batch = torch.cat([batch, batch[:1].expand(self._rows - count, *batch.shape[1:])])
-            batch = batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
-        return self._compiled(batch)[:count]
+        if len(batch) == self._rows:
+            return batch
+        # A tensor made in inference mode would be of another kind than those that the compiler saw.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            filled = torch.cat([batch, batch[:1].expand(self._rows - len(batch), *batch.shape[1:])])
+            return filled.contiguous(memory_format=torch.channels_last) if filled.ndim == 4 else filled
+
+
+@functools.cache
+def _keep_device_guard() -> None:
+    """Let a thread that never ends be the first to trace.
+
+    Without a GPU, tracing in torch 2.11 puts a stand-in for CUDA's device guard into a global; it is the tracing thread's own, and the next
+    one to trace after that thread's end would crash.
+    """
+    import torch
+
+    kept = threading.Event()
+
+    def keep() -> None:
+        torch._C._ensureCUDADeviceGuardSet()  # noqa: SLF001
+        kept.set()
+        threading.Event().wait()
+
+    threading.Thread(target=keep, name="encode-device-guard", daemon=True).start()
+    kept.wait()
 
 
 def check_family(model_type: str) -> str:

@@ -144,6 +144,14 @@ class ImageEncoder(Stages):
         with torch.inference_mode():
             return self._model.encode_text(inputs) if group == "text" else self._encode_image(inputs)
 
+    def compile_forwards(self) -> None:
+        """Compile the image tower for whole batches, where it is to be compiled."""
+        from PIL import Image
+
+        if self._compile and isinstance(self._encode_image, PaddedRows):
+            units = self.prepare([Image.new("RGB", (64, 64))])[0]
+            self._encode_image.compile(self.collate(units)[1])
+
     def warm_up(self) -> None:
         """Load the model and run one forward of each tower."""
         from PIL import Image

@@ -133,6 +133,9 @@ class Stages(abc.ABC):
         """Indices of units in batches, each of one group."""
         return plan_groups(units, self.budget)
 
+    def compile_forwards(self) -> None:  # noqa: B027  (most have nothing to compile)
+        """Compile, where the encoder is to, for this thread's number of threads; no other thread may use torch meanwhile."""
+
     @property
     def launched_ahead(self) -> int:
         """Batches that may be launched before the result of an earlier one is fetched."""

@@ -155,6 +155,11 @@ class TextEncoder(Stages):
             hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
             return pool(hidden, mask, self._pooling)
 
+    def compile_forwards(self) -> None:
+        """Compile the model for packed rows, where it is to be compiled."""
+        if self._compile:
+            self._packed.compile()
+
     def warm_up(self) -> None:
         """Load the tokenizer and the model, and run one forward."""
         self.encode([WARM_UP_TEXT])
