@@ -1,12 +1,14 @@
 """The encoders of this process, behind the batching pipeline: contents in, vectors or reasons out."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
 
+from encoders.media import MediaLimits
 from encoders.profiles import Encoders, load_profile
 from encoders.space import EmbeddingSpace
 from encoders.staged import StagedEncoder
@@ -53,6 +55,8 @@ class Embedder:
             metrics,
             cache_bytes=settings.cache_bytes,
             decode_workers=settings.decode_workers,
+            prepared_bytes=settings.max_prepared_bytes,
+            limits=MediaLimits(max_decode_seconds=settings.decode_seconds),
             on_state=on_state,
         )
 
@@ -125,7 +129,7 @@ class Embedder:
         answer: asyncio.Future[list[Outcome]] = loop.create_future()
 
         def tell(outcomes: list[Outcome]) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to be told
                 loop.call_soon_threadsafe(_resolve, answer, outcomes)
 
         call = Call(lane, budget.deadline(), len(contents), tell)
@@ -133,8 +137,10 @@ class Embedder:
         try:
             self.pipeline.submit(call, items)
             outcomes = await answer
-        finally:
+        except BaseException:  # cancelled, for the most part: its permit and its bytes are counted as free from now on
             call.abandon()
+            self.pipeline.prune()
+            raise
         return _checked(outcomes, clock)
 
     def close(self) -> None:

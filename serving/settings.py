@@ -24,6 +24,8 @@ class ServeSettings(BaseSettings):
         max_batch: inputs of one Embed call.
         queue_rows: rows (a text, a picture, a window of sound) that may wait for their forward pass.
         decode_workers: processes that decode pictures and sounds.
+        decode_seconds: how long one picture or sound may take them.
+        max_prepared_bytes: of decoded pictures and sounds that wait for their forward pass; decoding pauses beyond.
         cache_bytes: of vectors that are kept for whoever asks for the same again; 0 keeps none.
         store_timeout_seconds: how long a request waits for Milvus before it goes on without.
         store_retry_seconds: after a failure, how long Milvus is left alone.
@@ -56,6 +58,8 @@ class ServeSettings(BaseSettings):
     max_bytes_in_flight: int = Field(default=256 * MEBIBYTE, ge=1)
     queue_rows: int = Field(default=4096, ge=1)
     decode_workers: int = Field(default=2, ge=1)
+    decode_seconds: float = Field(default=10.0, gt=0)
+    max_prepared_bytes: int = Field(default=256 * MEBIBYTE, ge=1)
     cache_bytes: int = Field(default=64 * MEBIBYTE, ge=0)
     max_candidates: int = Field(default=5_000, ge=1)
     max_events: int = Field(default=1_000, ge=1)

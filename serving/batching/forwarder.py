@@ -142,23 +142,25 @@ class Forwarder:
     # ---- one batch ---------------------------------------------------------------------------------------------------
 
     def _serve(self, taken: Taken[UnitRow]) -> None:
-        now = time.monotonic()
-        joined = [row for row in taken.dropped if not self._jobs.drop(row.job, now) and not row.job.settled]
-        if joined:  # somebody asked for the same since it was found dead
-            self._inbox.push(joined)
-        if not taken.batch:
-            return
-        self._in_hand = taken.batch
-        start = time.perf_counter()
+        self._in_hand = taken.batch  # first: whatever ends this thread, the supervisor must find them
         try:
-            good = self._forward(taken.batch)
+            self._drop(taken.dropped)
+            if taken.batch:
+                start = time.perf_counter()
+                good = self._forward(taken.batch)
+                self._count(taken.batch, good, time.perf_counter() - start)
         finally:
             self._inbox.done(taken.batch)
-        self._count(taken.batch, good, time.perf_counter() - start)
         self._in_hand = ()
         if self._failed_batches >= SUSPECT_BATCHES:
             self._failed_batches = 0
             self._warm()  # dies with the device, if that is the trouble
+
+    def _drop(self, rows: Sequence[UnitRow]) -> None:
+        now = time.monotonic()
+        joined = [row for row in rows if not self._jobs.drop(row.job, now) and not row.job.settled]
+        if joined and not self._inbox.push(joined):  # somebody asked for the same since it was found dead
+            self._refuse(joined, CLOSED)
 
     def _count(self, batch: Sequence[UnitRow], good: int, seconds: float) -> None:
         self._failed_batches = 0 if good else self._failed_batches + 1

@@ -47,6 +47,7 @@ class Forwarders:
 
     def start(self) -> "Future[None]":
         """Load, warm up, serve; the future is done when all threads do, or fails with what the first failed with."""
+        self._started.set_running_or_notify_cancel()  # from now on who waits for it may give up, but cannot cancel it
         self._starter.start()
         return self._started
 
@@ -82,9 +83,11 @@ class Forwarders:
     def _start(self) -> None:
         try:
             encoders = self._load()
-            count, threads = lanes_of(encoders)
+            cores = computing_threads()  # once: an encoding thread changes what the others would read
+            count, threads = lanes_of(encoders, cores)
             self._inbox.shared_by(count)
-            futures = [forwarder.start() for forwarder in self._hired(encoders, count, threads)]
+            warm = partial(_warm, encoders, threads, cores)
+            futures = [forwarder.start() for forwarder in self._hired(warm, count)]
             for future in futures:
                 future.result()
         except BaseException as error:  # noqa: BLE001 - whoever waits for the start must hear of it
@@ -92,8 +95,7 @@ class Forwarders:
         else:
             self._started.set_result(None)
 
-    def _hired(self, encoders: Sequence[StagedEncoder], count: int, threads: int) -> list[Forwarder]:
-        warm = partial(_warm, encoders, threads)
+    def _hired(self, warm: Callable[[], None], count: int) -> list[Forwarder]:
         with self._changing:
             if not self._closed:
                 self.members = [
@@ -119,14 +121,13 @@ class Laned(Protocol):
         """How many forwards run well at once, and with how many of torch's `threads` each."""
 
 
-def _warm(encoders: Sequence[StagedEncoder], threads: int) -> None:
+def _warm(encoders: Sequence[StagedEncoder], threads: int, cores: int) -> None:
     """Make the calling thread ready to forward."""
-    compute_with(threads, others=computing_threads())
+    compute_with(threads, others=cores)
     for encoder in encoders:
         encoder.warm_up()
 
 
-def lanes_of(encoders: Sequence[StagedEncoder]) -> tuple[int, int]:
-    """How many forward passes may run at once, and with how many of torch's threads each."""
-    threads = computing_threads()
+def lanes_of(encoders: Sequence[StagedEncoder], threads: int) -> tuple[int, int]:
+    """How many forward passes may run at once, and with how many of torch's `threads` each."""
     return min((one.lanes(threads) for one in encoders if isinstance(one, Laned)), default=(1, threads))

@@ -137,6 +137,11 @@ class UnitRow:
         return self.unit.length
 
     @property
+    def nbytes(self) -> int:
+        """Memory of its pixels or samples; a text's few ids count for nothing."""
+        return int(getattr(self.unit.data, "nbytes", 0))
+
+    @property
     def lane(self) -> Lane:
         """Its job's."""
         return self.job.lane

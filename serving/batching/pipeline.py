@@ -6,9 +6,11 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from encoders.decode_pool import DecodePool
+from encoders.media import MediaLimits
 from encoders.staged import StagedEncoder
 from serving.batching.cache import Jobs
 from serving.batching.forwarders import Forwarders
@@ -29,6 +31,8 @@ class Pipeline:
 
     Args:
         load: makes the encoders; run on a thread of ours, once.
+        prepared_bytes: of decoded pictures and sounds that wait for a forward pass; decoding pauses beyond.
+        limits: what files the decoders take.
         on_state: told, from our threads, when it begins and ceases to serve.
     """
 
@@ -39,18 +43,22 @@ class Pipeline:
         *,
         cache_bytes: int,
         decode_workers: int,
+        prepared_bytes: int,
+        limits: MediaLimits = MediaLimits(),  # noqa: B008  (frozen)
         on_state: Callable[[bool], None],
         policy: Policy = Policy(),  # noqa: B008  (frozen)
     ) -> None:
         self._load = load
         self._encoders: dict[str, StagedEncoder] = {}
-        self._decoding = DecodePool(decode_workers)
+        self._decoding = DecodePool(decode_workers, limits)
         self.jobs = Jobs(cache_bytes, metrics)
-        self._inbox: Inbox[UnitRow] = Inbox(self._budget, policy)
+        self._inbox: Inbox[UnitRow] = Inbox(self._budget, policy, attrgetter("nbytes"))
         self.forwarders = Forwarders(self._loaded, self._inbox, self.jobs, metrics, on_state)
         parts = (self._decoding.decode, self.jobs, self._inbox.push, metrics, policy)
         self._texts = Preparer("prepare texts", TEXT_THREADS, *parts)
-        self._media = Preparer("prepare media", decode_workers, *parts)
+        self._media = Preparer(
+            "prepare media", decode_workers, *parts, partial(self._inbox.wait_for_room, prepared_bytes)
+        )
         for lane in Lane:
             metrics.queue_rows.labels(lane.name.lower()).set_function(partial(self._inbox.depth, lane))
 
@@ -75,8 +83,14 @@ class Pipeline:
         """Rows that wait for a forward pass."""
         return len(self._inbox)
 
+    def prune(self) -> None:
+        """Let go of what nobody waits for any more and no thread has begun; to be called when a call was abandoned."""
+        for preparer in (self._texts, self._media):
+            preparer.prune()
+
     def close(self) -> None:
         """Settle everything: what is being encoded with its vector, what waits with `Unavailable`."""
+        self._inbox.lift_bound()  # a preparer that waited for room could not end
         self._texts.close()
         self._media.close()
         self.forwarders.close()

@@ -108,11 +108,16 @@ class BatchQueue(Generic[R]):
         rows, self._rows = self._rows, []
         return rows
 
+    def prune(self, now: float) -> list[R]:
+        """Remove and return the rows for which nobody waits any more."""
+        dead = [row for row in self._rows if not row.live(now)]
+        if dead:
+            self._remove(dead)
+        return dead
+
     def take(self, now: float) -> Taken[R]:
         """Remove and return the next batch; it holds the row that leads, and rows like it. Empty where nobody may go."""
-        dropped = [row for row in self._rows if not row.live(now)]
-        if dropped:
-            self._remove(dropped)
+        dropped = self.prune(now)
         leader = self._leader(now)
         if leader is None:
             return Taken([], dropped)

@@ -31,7 +31,8 @@ def vector_of(text: str) -> np.ndarray:
 class DoubleEncoder:
     """A `StagedEncoder` of texts, whose words choose their fate.
 
-    `poison` breaks its batch, `deadly` kills the thread, `nan` gives no vector, `unfit` cannot be prepared, `long` has three units.
+    `poison` breaks its batch, `deadly` kills the thread, `nan` gives no vector, `unfit` cannot be prepared, `long` has three units,
+    `lost` has none and no place, which no encoder may do, and `slow` is prepared when its gate opens.
     """
 
     space = SPACE
@@ -43,13 +44,18 @@ class DoubleEncoder:
         self.broken = False
         self.gate = threading.Event()
         self.gate.set()
+        self.slow = threading.Event()
 
     def prepare(self, items, *, query=False):  # noqa: ARG002 - the protocol's
         """A unit for each character's length."""
         if any("unfit" in text for text in items):
             raise MediaError("empty", "unfit")
+        if any("slow" in text for text in items):
+            self.slow.wait(10)
         return [
-            tuple(Unit("text", max(1, len(text)), text) for _ in range(3 if "long" in text else 1)) for text in items
+            tuple(Unit("text", max(1, len(text)), text) for _ in range(3 if "long" in text else 1))
+            for text in items
+            if "lost" not in text
         ]
 
     def lanes(self, _threads):
@@ -92,15 +98,30 @@ class DoubleEncoder:
         return [text for batch in self.batches for text in batch]
 
 
+class DoubleSounds(DoubleEncoder):
+    """The same for sounds: a unit each, that holds all samples."""
+
+    space = EmbeddingSpace.from_recipe("audio", "double", DIM, {"what": "a test double"})
+
+    def prepare(self, items, *, query=False):  # noqa: ARG002 - the protocol's
+        """Samples as they are."""
+        return [(Unit("audio", 1, samples),) for samples in items]
+
+    def forward(self, units):
+        """The first samples."""
+        self.gate.wait(10)
+        return np.stack([unit.data[:DIM] + 1 for unit in units])
+
+
 class Bench:
     """A pipeline around a double, called without a server."""
 
-    def __init__(self, encoder: DoubleEncoder | None = None, cache_bytes: int = 1 << 20):
+    def __init__(self, encoder: DoubleEncoder | None = None, cache_bytes: int = 1 << 20, prepared_bytes: int = 1 << 20):
         self.encoder = encoder or DoubleEncoder()
         self.metrics, self.states = Metrics(), []
         self.pipeline = Pipeline(
-            lambda: [self.encoder], self.metrics, cache_bytes=cache_bytes, decode_workers=1,
-            on_state=self.states.append,
+            lambda: [self.encoder], self.metrics, cache_bytes=cache_bytes, decode_workers=2,
+            prepared_bytes=prepared_bytes, on_state=self.states.append,
         )  # fmt: skip
 
     def __enter__(self):
@@ -114,10 +135,11 @@ class Bench:
         self.pipeline.close()
         self._quiet.__exit__(None, None, None)
 
-    def ask(self, *texts: str, lane: Lane = Lane.INTERACTIVE, seconds: float = 20.0) -> "Asked":
-        """Submit one call."""
-        asked = Asked(len(texts), lane, seconds)
-        items = [Item(i, "text", self.encoder, False, text) for i, text in enumerate(texts)]
+    def ask(self, *contents: str | bytes, lane: Lane = Lane.INTERACTIVE, seconds: float = 20.0) -> "Asked":
+        """Submit one call: texts, or sounds of a sound encoder."""
+        asked = Asked(len(contents), lane, seconds)
+        modality = self.encoder.space.modality
+        items = [Item(i, modality, self.encoder, False, content) for i, content in enumerate(contents)]
         self.pipeline.submit(asked.call, items)
         return asked
 

@@ -1,3 +1,4 @@
+import asyncio
 import threading
 import time
 
@@ -7,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.errors import MediaError
-from serving.batching.jobs import Call, Outcome
-from serving.batching.queue import Lane
+from serving.batching import forwarders
+from serving.batching.jobs import Call, Item, Outcome, rows_of
+from serving.batching.queue import Lane, Taken
 from serving.errors import DeadlineExceeded, ItemFailedError, Unavailable
-from tests.serving.doubles import Bench, DoubleEncoder, vector_of
-from tests.serving.world import until
+from tests.serving.doubles import Asked, Bench, DoubleEncoder, DoubleSounds, PowerCut, vector_of
+from tests.serving.world import until, wav
 
 
 @pytest.fixture
@@ -248,3 +250,134 @@ def test_a_text_that_is_nothing_is_refused_by_name(bench):
     [outcome] = bench.ask(" \n ").result()
     assert isinstance(outcome.error, MediaError)
     assert outcome.error.code == "empty"
+
+
+# ---- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_decoded_sounds_wait_within_a_bound():
+    """While the encoder is busy, decoded clips stay below the bound and one more for each thread; then all are answered."""
+    clip_bytes, bound = 4 * 16_000, 3 * 4 * 16_000
+    with Bench(DoubleSounds(budget=1), prepared_bytes=bound) as bench:
+        bench.encoder.gate.clear()
+        calls = [bench.ask(wav(200.0 + i, seconds=1.0)) for i in range(12)]
+        until(lambda: bench.pipeline.waiting >= 3, every=0.005)
+        time.sleep(0.3)  # for whoever would not stop
+        assert bound <= bench.pipeline._inbox.bytes <= bound + 2 * clip_bytes
+        bench.encoder.gate.set()
+        assert [kind(one.result()[0]) for one in calls] == ["vector"] * 12
+        assert bench.pipeline._inbox.bytes == 0
+
+
+def test_closing_waits_for_nobody_who_waits_for_room():
+    """A pipeline whose decoders wait for room can be closed; every clip is answered."""
+    with Bench(DoubleSounds(budget=1), prepared_bytes=1) as bench:
+        bench.encoder.gate.clear()
+        calls = [bench.ask(wav(200.0 + i, seconds=0.5)) for i in range(6)]
+        until(lambda: bench.pipeline.waiting >= 1, every=0.005)
+        closer = threading.Thread(target=bench.pipeline.close, daemon=True)
+        closer.start()
+        until(bench.pipeline.forwarders.members[0]._closing.is_set, seconds=5.0, every=0.005)
+        bench.encoder.gate.set()
+        closer.join(10)
+        assert not closer.is_alive()
+        assert {kind(one.result()[0]) for one in calls} <= {"vector", "Unavailable"}
+
+
+def test_abandoned_work_is_let_go_before_its_turn(bench):
+    """What waits to be prepared holds nothing any more once its call was abandoned, and others keep their place."""
+    slow = bench.ask("slow")
+    until(lambda: bench.pipeline._texts.waiting == 0, every=0.005)
+    gone, good = [bench.ask(f"gone {i}") for i in range(5)], bench.ask("good")
+    for one in gone:
+        one.call.abandon()
+    bench.pipeline.prune()
+    assert bench.pipeline._texts.waiting == 1
+    assert [kind(one.result()[0]) for one in gone] == ["DeadlineExceeded"] * 5
+    bench.encoder.slow.set()
+    assert [kind(one.result()[0]) for one in (slow, good)] == ["vector"] * 2
+
+
+def test_one_call_keeps_all_threads_busy():
+    """The rows of one call, which come all at once, are taken by both encoding threads."""
+    with Bench(DoubleEncoder(budget=16, lanes=2)) as bench:
+        time.sleep(0.1)  # both are asleep
+        bench.encoder.gate.clear()
+        asked = bench.ask(*(f"sixteen letters{i}" for i in range(8)))
+        until(lambda: all(member._in_hand for member in bench.pipeline.forwarders.members), seconds=2.0, every=0.005)
+        bench.encoder.gate.set()
+        assert [kind(one) for one in asked.result()] == ["vector"] * 8
+
+
+def test_an_encoder_that_miscounts_harms_only_the_call(bench):
+    """Where `prepare` returns too few, that call's items fail, no job stays open, and the next call is served."""
+    asked = bench.ask("one", "lost", "three")
+    assert [kind(one) for one in asked.result()] == ["ItemFailedError"] * 3
+    assert bench.pipeline.jobs.under_way == 0
+    assert kind(bench.ask("one").result()[0]) == "vector"
+
+
+def test_what_cannot_be_looked_up_harms_only_the_call(bench):
+    """An item that breaks the preparer before it has a job fails with those behind it; the ones before, and later calls, too have an end."""
+    asked = bench.ask("one", None, "three")
+    assert [kind(one) for one in asked.result()] == ["ItemFailedError"] * 3
+    assert bench.pipeline.jobs.under_way == 0
+    assert kind(bench.ask("three").result()[0]) == "vector"
+
+
+def test_a_thread_that_dies_before_its_batch_loses_nothing(bench):
+    """A thread that dies while it drops what is late tells the batch that it took beside it to come back, and bulk goes on."""
+    held = hold(bench)
+
+    def die(_):
+        raise PowerCut
+
+    bench.pipeline.submit(call := Call(Lane.INTERACTIVE, time.monotonic() + 20, 1, die), [item_of(bench, "gone")])
+    bulk = bench.ask("bulk", lane=Lane.BULK)
+    until(lambda: bench.pipeline.waiting == 2, every=0.005)
+    call.abandon()
+    bench.encoder.gate.set()
+    assert held.result()
+    assert kind(bulk.result()[0]) == "Unavailable"
+    until(lambda: bench.states == [True, False, True], every=0.01)
+    assert kind(bench.ask("bulk again", lane=Lane.BULK).result()[0]) == "vector"
+
+
+def item_of(bench, text):
+    """A call's only item."""
+    return Item(0, "text", bench.encoder, False, text)
+
+
+def test_who_joins_what_was_dropped_is_told_of_the_end(bench):
+    """A row that is wanted again after it was found dead, when the inbox has closed meanwhile, is `Unavailable`."""
+    forwarder, asked = bench.pipeline.forwarders.members[0], Asked(1, Lane.INTERACTIVE, 20.0)
+    job = bench.pipeline.jobs.open("key", bench.encoder, asked.call, 0)
+    rows = rows_of(job, bench.encoder.prepare(["text"])[0], time.monotonic())
+    bench.pipeline.close()
+    forwarder._serve(Taken([], rows))
+    assert kind(asked.result()[0]) == "Unavailable"
+
+
+def test_who_stops_waiting_for_the_start_does_not_spoil_it():
+    """If whoever waits for the encoders is cancelled while they load, loading ends as if nobody had."""
+
+    async def give_up(start):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(start), 0.01)
+
+    encoder, loading = DoubleEncoder(), threading.Event()
+    encoder.warm_up = loading.wait
+    bench = Bench(encoder)
+    start = bench.pipeline.start()
+    asyncio.run(give_up(start))
+    loading.set()
+    assert start.result(10) is None
+    bench.pipeline.close()
+
+
+def test_cores_are_counted_once(monkeypatch):
+    """However many threads encode, the number of cores is read before the first of them changes it."""
+    counted = []
+    monkeypatch.setattr(forwarders, "computing_threads", lambda: counted.append(1) or 1)
+    with Bench(DoubleEncoder(lanes=3)):
+        assert len(counted) == 1
