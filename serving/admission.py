@@ -50,12 +50,15 @@ class Admission:
         limits, share = self._settings, BULK_SHARE if lane is Lane.BULK else 1.0
         if lane is Lane.BULK and self._calls[lane] >= max(1, limits.permits * share):
             self._refuse("bulk_permits", f"{self._calls[lane]} bulk calls are under way")
-        held = self._bytes[lane] if lane is Lane.BULK else self._bytes.total()
-        # A call that is alone may be larger than the limit: it could never come in otherwise.
-        if held and held + size > limits.max_bytes_in_flight * share:
-            self._refuse("bytes", f"{held} bytes are under way; {size} more are too many")
+        self._check_bytes(self._bytes.total(), size, limits.max_bytes_in_flight)
+        self._check_bytes(self._bytes[lane], size, limits.max_bytes_in_flight * share)
         if self._waiting() >= limits.queue_rows:
             self._refuse("queue", f"{self._waiting()} rows wait for the encoder")
+
+    def _check_bytes(self, held: int, size: int, most: float) -> None:
+        # A call that is alone may be larger than the limit: it could never come in otherwise.
+        if held and held + size > most:
+            self._refuse("bytes", f"{held} bytes are under way; {size} more are too many")
 
     def _refuse(self, reason: str, message: str) -> None:
         self._metrics.rejections.labels(reason).inc()
