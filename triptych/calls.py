@@ -1,7 +1,7 @@
 """One call to a server, as the client library makes it: with a deadline, an error in words, and retries where the server asks for them.
 
-A server that is full, or busy restarting, says when to come back (`grpc-retry-pushback-ms`, gRFC A6). Such a call was not begun, so
-that trying again is safe; without that word nothing is tried again.
+A server that is full, or busy restarting, says when to come back (`grpc-retry-pushback-ms`, gRFC A6). Such a call was not begun, or
+only computes, so that trying again is safe; without that word nothing is tried again.
 """
 
 import random
