@@ -67,11 +67,18 @@ def describe_frames(data: bytes, limits: MediaLimits) -> str | None:
         return None
     if frames < 2:
         return None
-    return f"the {describe(data)} has {frames:,} {'pages' if _is_tiff(data) else 'frames'}: only the first counts"
+    return _first_counts(describe(data), f"{frames:,}")
 
 
-def _is_tiff(data: bytes) -> bool:
-    return describe(data) == "TIFF picture"
+def several_note(kind: str) -> str:
+    """The same note without the number, so that it can be counted over many files. Raises `KeyError` where `kind` has no frames."""
+    if kind not in _COUNTS:
+        raise KeyError(kind)
+    return _first_counts(kind, "several")
+
+
+def _first_counts(kind: str, number: str) -> str:
+    return f"the {kind} has {number} {'pages' if kind == 'TIFF picture' else 'frames'}: only the first counts"
 
 
 def _cut(kind: str, declared: int, held: int) -> MediaError:

@@ -7,6 +7,7 @@ which is killed and replaced when it breaks them. Pixels and samples come back t
 import contextlib
 import dataclasses
 import json
+import operator
 import os
 import signal
 import socket
@@ -17,12 +18,13 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Final, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from PIL import Image
 
-from encoders._sounds import Samples, to_16_khz
+from encoders._picture_files import several_note
+from encoders._sounds import MAX_RATE_HZ, MIN_RATE_HZ, Samples, to_16_khz
 from encoders._source import MEBIBYTE, MediaLimits, read_source
 from encoders.decode_worker import MAX_MESSAGE_BYTES
 from encoders.errors import MEDIA_CODES, EncoderError, MediaError
@@ -31,6 +33,10 @@ _START_SECONDS: Final = 60.0
 _CLOSE_SECONDS: Final = 2.0
 # A dying process closes its socket a moment before its exit status is there.
 _EXIT_SECONDS: Final = 0.2
+_CHANNELS: Final = 3
+_SAMPLE_BYTES: Final = 4
+# What an answer that makes no sense ends in, deep nesting of its JSON included.
+_NONSENSE: Final = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RecursionError, TypeError, ValueError)  # fmt: skip
 # What a worker's memory may keep between jobs; a larger answer's pages are given back. A photo of 12 megapixels fits.
 _KEPT_BYTES: Final = 48 * MEBIBYTE
 # One thread for each library. Memory of this size stays with the child's allocator: given back and taken anew for every picture,
@@ -64,7 +70,8 @@ class DecodePool:
     @property
     def pids(self) -> list[int]:
         """Ids of the processes that are running now."""
-        return [worker.process.pid for worker in self._workers if worker.process and worker.process.poll() is None]
+        processes = [worker.process for worker in self._workers]  # read once: callers replace them meanwhile
+        return [process.pid for process in processes if process and process.poll() is None]
 
     @overload
     def decode(self, modality: Literal["image"], source: bytes | Path) -> Image.Image: ...
@@ -80,20 +87,24 @@ class DecodePool:
             MediaError: as `decode_image` and `decode_audio`; `decode_timeout`, `decoder_crashed`.
             EncoderError: the pool is closed, or its processes do not start.
         """
+        return self.decode_with_notes(modality, source)[0]
+
+    def decode_with_notes(self, modality: str, source: bytes | Path) -> tuple[Any, tuple[str, ...]]:
+        """As `decode`, and what a caller should be told of the file, in words that files of one kind share. Same errors."""
         if modality not in {"image", "audio"}:
             raise ValueError(f"modality {modality!r} must be 'image' or 'audio'")
         if isinstance(source, bytes):
             read_source(source, self.limits)  # refused here, it need not travel
         worker = self._take()
         try:
-            result = worker.decode(modality, source)
+            decoded = worker.decode(modality, source)
         except EncoderError:
             if self._closed:
                 raise EncoderError("the decode pool was closed during a decode") from None
             raise
         finally:
             self._give_back(worker)
-        return result if isinstance(result, Image.Image) else to_16_khz(*result)
+        return (to_16_khz(*decoded), ()) if isinstance(decoded, _Sound) else decoded
 
     def warm_up(self) -> None:
         """Start all processes at once and wait until the first is ready, so that no decode pays for it."""
@@ -139,6 +150,21 @@ class DecodePool:
         self.close()
 
 
+class _Picture(NamedTuple):
+    """A picture as RGB, and what is to be told of its file."""
+
+    pixels: Image.Image
+    notes: tuple[str, ...]
+
+
+class _Sound(NamedTuple):
+    """Mono samples at `rate` Hz, and what kind of file they are from."""
+
+    samples: Samples
+    rate: int
+    kind: str
+
+
 class _Worker:
     """One child process, its socket and its shared memory. One caller at a time."""
 
@@ -147,7 +173,7 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket
         self._memory: int
-        self._ready = False
+        self._ready = self._killed = False
         self._buffer = bytearray()  # for small pictures, reused: fresh memory costs page faults
 
     def ensure_started(self) -> None:
@@ -158,23 +184,31 @@ class _Worker:
             self._start()
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._memory, self._ready = os.memfd_create("decoded"), False
-        numbers = [str(theirs.fileno()), str(self._memory)]
+        with contextlib.ExitStack() as unless_started:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                unless_started.enter_context(ours)
+                with theirs:
+                    memory = os.memfd_create("decoded")
+                    unless_started.callback(os.close, memory)
+                    process = self._popen(theirs.fileno(), memory)
+            except OSError as error:
+                remedy = "close files or programs, or raise their limits (ulimit -n, ulimit -u)"
+                raise EncoderError(f"the decoding process cannot be started: {error}; {remedy}") from error
+            unless_started.pop_all()
+        self._socket, self._memory, self._ready, self.process = ours, memory, False, process
+        if self._killed:  # meanwhile: whoever killed did not see this one
+            process.kill()
+
+    def _popen(self, theirs: int, memory: int) -> subprocess.Popen[bytes]:
         limits = json.dumps(dataclasses.asdict(self._limits))
-        try:
-            self.process = subprocess.Popen(
-                # -P: what lies in the current folder must not stand in for a module
-                [sys.executable, "-P", "-m", "encoders.decode_worker", *numbers, limits],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._memory),
-                env=_environment(),
-            )
-        except OSError as error:
-            self._release()
-            raise EncoderError(f"the decoding process cannot be started: {error}") from error
-        finally:
-            theirs.close()
+        return subprocess.Popen(
+            # -P: what lies in the current folder must not stand in for a module
+            [sys.executable, "-P", "-m", "encoders.decode_worker", str(theirs), str(memory), limits],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs, memory),
+            env=_environment(),
+        )
 
     def ensure_ready(self) -> None:
         """Wait until the process has loaded its decoders."""
@@ -189,20 +223,24 @@ class _Worker:
         if not self._ready:
             raise EncoderError(f"the decoding process did not start ({self._end()}); its stderr says why")
 
-    def decode(self, modality: str, source: bytes | Path) -> Image.Image | tuple[Samples, int, str]:
-        """A picture, or samples with their rate and the file's kind; a process that breaks a limit is replaced."""
+    def decode(self, modality: str, source: bytes | Path) -> _Picture | _Sound:
+        """What the file holds; a process that breaks a limit or answers nonsense is replaced."""
         self.ensure_ready()
-        answer = self._ask(modality, source)
-        if "code" in answer and answer["code"] in MEDIA_CODES:
-            raise MediaError(answer["code"], str(answer.get("reason")))
+        message = self._ask(modality, source)
         try:
-            return self._picture(answer) if modality == "image" else self._sound(answer)
-        except (KeyError, TypeError, ValueError) as error:
-            self._replace()
-            raise MediaError("decoder_crashed", f"the decoding process answered nonsense: {error}") from error
+            answer = json.loads(message)
+            refused = answer.get("code")
+            if refused not in MEDIA_CODES:
+                return self._picture(answer) if modality == "image" else self._sound(answer)
+            error = MediaError(refused, str(answer["reason"]))
+        except _NONSENSE as nonsense:
+            self._replace(kill=True)
+            what = f"the decoding process answered nonsense ({type(nonsense).__name__}: {nonsense})"
+            raise MediaError("decoder_crashed", what) from nonsense
+        raise error
 
-    def _ask(self, modality: str, source: bytes | Path) -> dict[str, Any]:
-        """Send one job and wait for its answer."""
+    def _ask(self, modality: str, source: bytes | Path) -> bytes:
+        """Send one job and wait for its answer, as it came."""
         deadline = time.monotonic() + self._limits.max_decode_seconds
         path = os.fsencode(source.absolute()).hex() if isinstance(source, Path) else None
         if isinstance(source, bytes):
@@ -221,27 +259,44 @@ class _Worker:
             message = b""
         if not message:
             raise MediaError("decoder_crashed", f"the decoder did not survive this file ({self._replace()})")
-        answer: dict[str, Any] = json.loads(message)
-        return answer
+        return message
 
-    def _picture(self, answer: dict[str, Any]) -> Image.Image:
-        width, height = answer["size"]
-        length = width * height * 3
+    # The process may have been taken over by a file: nothing that it says is believed before it was compared with the limits.
+
+    def _picture(self, answer: dict[str, Any]) -> _Picture:
+        width, height = map(operator.index, answer["size"])
+        if min(width, height) < 1:
+            raise ValueError(f"{width} x {height} pixels")
+        length = self._checked(width * height * _CHANNELS, self._limits.max_image_pixels * _CHANNELS)
+        note = several_note(answer["kind"]) if operator.index(answer["frames"]) > 1 else None
         pixels = self._buffer if length <= _KEPT_BYTES else bytearray(length)
         if len(pixels) < length:
             pixels = self._buffer = bytearray(length)
         self._read(memoryview(pixels)[:length])
-        return Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)  # copies into Pillow's own layout
+        # Copied into Pillow's own layout, so that the buffer is free again.
+        picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+        return _Picture(picture, (note,) if note else ())
 
-    def _sound(self, answer: dict[str, Any]) -> tuple[Samples, int, str]:
-        samples = np.empty(answer["bytes"] // 4, np.float32)
+    def _sound(self, answer: dict[str, Any]) -> _Sound:
+        rate, length = operator.index(answer["rate"]), operator.index(answer["bytes"])
+        if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+            raise ValueError(f"{rate} Hz")
+        self._checked(length, (self._limits.max_audio_seconds * rate + 1) * _SAMPLE_BYTES)
+        samples = np.empty(length // _SAMPLE_BYTES, np.float32)
         self._read(samples.data.cast("B"))
-        return samples, int(answer["rate"]), str(answer["kind"])
+        if not np.isfinite(samples).all():
+            raise ValueError("samples that are not numbers")
+        return _Sound(samples, rate, str(answer["kind"]))
+
+    def _checked(self, length: int, limit: float) -> int:
+        """`length` in bytes, which is within `limit` and there."""
+        most = min(limit, os.fstat(self._memory).st_size)
+        if not 0 < length <= most:
+            raise ValueError(f"{length} bytes, of at most {most}")
+        return length
 
     def _read(self, target: memoryview) -> None:
         """Fill `target` from the shared memory. It is copied, not mapped: the process could change or cut what is shared."""
-        if not 0 < len(target) <= os.fstat(self._memory).st_size:
-            raise ValueError(f"{len(target)} bytes")
         done = 0
         while done < len(target):
             got = os.preadv(self._memory, [target[done:]], done)
@@ -251,8 +306,10 @@ class _Worker:
         if len(target) > _KEPT_BYTES:
             os.ftruncate(self._memory, 0)
 
-    def _replace(self) -> str:
+    def _replace(self, *, kill: bool = False) -> str:
         """End the process, start another (without waiting for it), and say how the old one ended."""
+        if kill and self.process is not None:
+            self.process.kill()  # rather than see whether it ends by itself
         ending = self._end()
         with contextlib.suppress(EncoderError):  # the next job says so
             self._start()
@@ -260,19 +317,22 @@ class _Worker:
 
     def _end(self) -> str:
         """Kill the process and say in words how it ended."""
-        if self.process is None:
+        process = self.process
+        if process is None:
             return "it was not running"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_EXIT_SECONDS)
-        self.process.kill()
-        status = self.process.wait()
+            process.wait(_EXIT_SECONDS)
+        process.kill()
+        status = process.wait()
         self._release()
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
     def kill(self) -> None:
-        """End the process at once; the caller that waits for it finds a closed socket."""
-        if self.process is not None:
-            self.process.kill()
+        """End the process at once, and any that follows; the caller that waits for it finds a closed socket. From any thread."""
+        self._killed = True
+        process = self.process  # read once: that caller may be replacing it
+        if process is not None:
+            process.kill()
 
     def stop(self) -> None:
         """Close the socket, at which an idle process ends by itself, and see it ended."""

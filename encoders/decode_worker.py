@@ -15,9 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from encoders._picture_files import check_picture_file
 from encoders._pictures import decode_pixels
 from encoders._sounds import decode_at_own_rate
-from encoders._source import MediaLimits, out_of_memory
+from encoders._source import MediaLimits, describe, out_of_memory, read_source
 from encoders.errors import MediaError
 
 MAX_MESSAGE_BYTES: Final = 1 << 16
@@ -85,8 +86,10 @@ def _source(job: dict[str, Any], memory: int) -> bytes | Path:
 
 
 def _picture(source: bytes | Path, memory: int, limits: MediaLimits) -> dict[str, Any]:
-    size, pixels = decode_pixels(source, limits)
-    return {"size": size, "bytes": _put(memory, pixels)}
+    data = read_source(source, limits)
+    size, pixels = decode_pixels(data, limits)
+    _put(memory, pixels)
+    return {"size": size, "kind": describe(data), "frames": check_picture_file(data, limits)}
 
 
 def _sound(source: bytes | Path, memory: int, limits: MediaLimits) -> dict[str, Any]:

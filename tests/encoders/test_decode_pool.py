@@ -1,10 +1,15 @@
+import contextlib
 import functools
+import itertools
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +20,7 @@ from encoders.decode_pool import DecodePool
 from encoders.errors import EncoderError, MediaError
 from encoders.media import MediaLimits, decode_audio, decode_image
 from tests.encoders import media_files
-from tests.encoders.media_files import ffmpeg_file, file_of, noise_picture, picture, sound_file, tone
+from tests.encoders.media_files import ffmpeg_file, file_of, gif_frames, noise_picture, picture, sound_file, tone
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = file_of(noise_picture(size=(500, 375)), "JPEG")
@@ -229,3 +234,161 @@ def test_opus_at_48_khz_is_resampled_here(pool):
     """The child answers at the file's own rate; the caller gets 16 kHz."""
     data = ffmpeg_file(tone(rate=48_000), 48_000, "webm", "libopus")
     assert len(pool.decode("audio", data)) == pytest.approx(16_000, abs=400)
+
+
+# A decoder that was taken over by what it reads: it answers with the file's own bytes, and claims 64 GiB of media.
+TAKEN_OVER = """#!{python} -I
+import json, os, socket, sys
+connection, memory = socket.socket(fileno=int(sys.argv[-3])), int(sys.argv[-2])
+connection.send(b"ready")
+while job := connection.recv(65536):
+    answer = os.pread(memory, json.loads(job)["bytes"], 0)
+    os.ftruncate(memory, 1 << 36)
+    connection.send(answer)
+"""
+
+
+@pytest.fixture
+def taken_over(tmp_path, monkeypatch):
+    """Decoding processes answer with what they are given."""
+    program = tmp_path / "python"
+    program.write_text(TAKEN_OVER.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def picture_answer(width, height, kind="PNG picture", frames=1):
+    return json.dumps({"size": [width, height], "kind": kind, "frames": frames}).encode()
+
+
+def sound_answer(length, rate=16_000, kind="WAV sound"):
+    return json.dumps({"bytes": length, "rate": rate, "kind": kind}).encode()
+
+
+NONSENSE = [
+    *((modality, data) for modality in ("image", "audio") for data in (
+        b"\xff", b"{", b"null", b"[]", b"{}", b"[" * 60_000, b'{"code": "empty"}', b'{"code": ["empty"]}', b'{"code": "new"}',
+    )),
+    *(("image", picture_answer(*size)) for size in (
+        (0, 5), (-3, -3), (1.5, 2), ("2", 2), (10**9, 10**9), (10**30, 10**30), (100_000, 7_000), (float("inf"), 1), (float("nan"), 1),
+    )),
+    ("image", b'{"size": [3], "kind": "PNG picture", "frames": 1}'),
+    ("image", picture_answer(2, 2, frames="2")),
+    ("image", picture_answer(2, 2, "picture no. 7", 2)),
+    ("image", picture_answer(2, 2, ["GIF picture"], 2)),
+    *(("audio", sound_answer(length)) for length in (0, -4, 3.5, "8", 1 << 34, 10**30, float("inf"))),
+    *(("audio", sound_answer(4_000, rate)) for rate in (0, -1, 1, 16_000.5, "16000", 10**9, float("nan"))),
+]  # fmt: skip
+
+
+def test_nothing_that_a_decoding_process_says_is_believed(taken_over):
+    """Answers that are none, or claim sizes without limit, cost their own item alone, no memory, and the process."""
+    with DecodePool(1) as pool:
+        tracemalloc.start()
+        try:
+            for modality, data in NONSENSE:
+                pool.warm_up()
+                before = pool.pids
+                tracemalloc.reset_peak()
+                with pytest.raises(MediaError) as caught:
+                    pool.decode(modality, data)
+                assert caught.value.code == "decoder_crashed", data[:80]
+                assert tracemalloc.get_traced_memory()[1] < 16 << 20, data[:80]
+                assert before != pool.pids, data[:80]
+        finally:
+            tracemalloc.stop()
+
+
+def test_samples_that_are_not_numbers_are_found_here(taken_over):
+    """A process that hands over NaN, which would end a whole stream of encoding, harms its own item."""
+    data = sound_answer(4_000, kind="WAV sound" + "\xff" * 4_000)
+    answer = json.dumps(json.loads(data), ensure_ascii=False).encode("latin-1")
+    with DecodePool(1) as pool, pytest.raises(MediaError) as caught:
+        pool.decode("audio", answer)
+    assert caught.value.code == "decoder_crashed"
+
+
+def test_closing_and_asking_amid_replacements(taken_over):
+    """Pools that are closed, and asked for their processes, while those are replaced: errors are the pool's own, nothing is left."""
+    before, interval = threading.active_count(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def use(pool):
+        """The codes of this caller's items until the pool's own error, and that."""
+        codes = set()
+        while True:
+            try:
+                pool.decode("image", b"nonsense")
+            except MediaError as error:
+                codes.add(error.code)
+            except EncoderError as error:
+                return codes, str(error)
+
+    try:
+        for attempt in range(20):
+            pool = DecodePool(2)
+            with ThreadPoolExecutor(3) as threads:
+                callers = [threads.submit(use, pool) for _ in range(3)]
+                end = time.monotonic() + 0.02 * (attempt % 5) + 0.03
+                while time.monotonic() < end:
+                    assert len(pool.pids) <= 2
+                pool.close()
+                for codes, message in (caller.result() for caller in callers):
+                    assert codes <= {"decoder_crashed"}
+                    assert "closed" in message
+            assert pool.pids == []
+    finally:
+        sys.setswitchinterval(interval)
+    assert threading.active_count() == before
+
+
+def test_without_file_descriptors_the_error_names_the_remedy():
+    """Short of descriptors a pool says what to raise, loses none, and decodes once there are enough."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held, errors = [os.dup(0)], []
+    with DecodePool(1) as pool:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 24, limits[1]))
+            with contextlib.suppress(OSError):
+                held.extend(os.dup(0) for _ in itertools.count())
+            for _ in range(12):
+                open_before = descriptors()
+                try:
+                    pool.decode("image", PICTURE)
+                    break
+                except EncoderError as error:
+                    errors.append(str(error))
+                assert descriptors() == open_before
+                os.close(held.pop())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in held:
+                os.close(descriptor)
+    assert 4 <= len(errors) < 12
+    assert all("cannot be started" in error and "ulimit -n" in error for error in errors)
+
+
+def descriptors():
+    """Open file descriptors of this process; asking each needs none."""
+    count = 0
+    for descriptor in range(4096):
+        try:
+            os.fstat(descriptor)
+            count += 1
+        except OSError:
+            pass
+    return count
+
+
+def test_notes_are_the_same_for_files_of_a_kind(pool):
+    """That only the first frame counts is told with the picture, without a number; of stills and sounds there is nothing to tell."""
+    for count in (2, 3, 900):
+        image, notes = pool.decode_with_notes("image", gif_frames(count))
+        assert image.size == (1, 1)
+        assert notes == ("the GIF picture has several frames: only the first counts",)
+    pages = file_of(picture(), "TIFF", save_all=True, append_images=[picture()])
+    assert pool.decode_with_notes("image", pages)[1] == ("the TIFF picture has several pages: only the first counts",)
+    for kind in ("PNG", "JPEG", "BMP", "GIF"):
+        assert pool.decode_with_notes("image", file_of(picture(), kind))[1] == ()
+    samples, notes = pool.decode_with_notes("audio", sound_file(tone()))
+    assert (len(samples), notes) == (16_000, ())
