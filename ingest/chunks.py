@@ -24,7 +24,7 @@ from encoders.audio import AudioEncoder
 from encoders.bulk import MIN_WORKERS, Repeats, encode_stream
 from encoders.decode_pool import DecodePool
 from encoders.errors import MediaError
-from encoders.media import MediaLimits, clean_text, describe_media, sha256_hex
+from encoders.media import MediaLimits, clean_text, sha256_hex
 from encoders.profiles import Encoders
 from encoders.space import MODALITIES
 from encoders.tokens import TokenCounts
@@ -178,11 +178,9 @@ class ChunkWriter:
         """What the encoder takes; several threads at once."""
         if isinstance(part.content, str):
             return part.content
-        media = self._decoders.decode(modality, part.content)
-        if modality == "image":
-            notes = describe_media(part.content, self._limits)
-            with self._lock:
-                self.notes.update(notes)
+        media, notes = self._decoders.decode_with_notes(modality, part.content)
+        with self._lock:
+            self.notes.update(notes)
         return media
 
     def _refuse(self, modality: str, part: _Part, error: MediaError) -> None:

@@ -154,6 +154,17 @@ def test_an_unreadable_manifest_stores_nothing(tmp_path, place, encoders):
     assert not place.root.exists()
 
 
+def test_a_note_is_counted_over_files(tmp_path, place, encoders):
+    """Animations of several lengths make one warning with their number, not one each."""
+    for count in (2, 3, 4):
+        frames = [Image.new("RGB", (8, 8), (60 * i, 10 * count, 0)) for i in range(count)]
+        frames[0].save(tmp_path / f"{count}.gif", save_all=True, append_images=frames[1:])
+    rows = [{"item_id": f"i{count}", "title": "one", "image": f"{count}.gif"} for count in (2, 3, 4)]
+    report = ingest_manifest(place, manifest(tmp_path, *rows, FULL), encoders)
+    assert report.modalities["image"]["encoded"] == 4
+    assert report.warnings == ["3 x the GIF picture has several frames: only the first counts"]
+
+
 def test_progress_counts_every_part_once(tmp_path, place, encoders):
     """Progress adds up to rows times modalities, whatever is missing, refused or unchanged."""
     done = []
