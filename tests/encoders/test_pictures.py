@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFilter
+from PIL import Image, ImageCms
 
 from encoders.errors import MediaError
 from encoders.media import MediaLimits, decode_image, describe_media
@@ -23,28 +23,7 @@ from tests.encoders.media_files import (
     sound_file,
     tone,
 )
-
-
-def colour_of(image):
-    assert image.mode == "RGB"
-    return image.getpixel((image.width // 2, image.height // 2))
-
-
-def smooth_picture(size=(501, 373)):
-    return noise_picture(size=size).filter(ImageFilter.GaussianBlur(1))
-
-
-def reason_of(source, **limits):
-    with pytest.raises(MediaError) as caught:
-        decode_image(source, MediaLimits(**limits))
-    return f"{caught.value.code}: {caught.value}"
-
-
-def code_of(source, **limits):
-    with pytest.raises(MediaError) as caught:
-        decode_image(source, MediaLimits(**limits))
-    assert str(caught.value)
-    return caught.value.code
+from tests.encoders.picture_checks import code_of, colour_of, reason_of, smooth_picture
 
 
 @pytest.mark.parametrize(
@@ -253,26 +232,6 @@ def test_random_damage_is_a_media_error_or_a_picture():
                 assert decode_image(bytes(damaged)).mode == "RGB"
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_strict_jpeg_pixels_are_pillows(mode, progressive, subsampling):
-    """The strict decoder's pixels are, bit by bit, those that Pillow and so every reference model sees."""
-    options = {"progressive": progressive, "restart_marker_blocks": 5, "quality": 85}
-    data = file_of(smooth_picture().convert(mode), "JPEG", subsampling=subsampling, **options)
-    np.testing.assert_array_equal(decode_image(data), Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def test_inks_of_a_jpeg_are_inverted_as_adobe_writes_them():
-    """A CMYK JPEG holds inverted inks, with Adobe's mark or, as Pillow has it, without."""
-    data = file_of(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=95)
-    mark = data.index(b"\xff\xee")
-    length = 2 + int.from_bytes(data[mark + 2 : mark + 4], "big")
-    for file in (data, data[:mark] + data[mark + length :]):
-        assert np.abs(np.subtract(colour_of(decode_image(file)), RED)).max() <= 3
-    assert "truncated" in reason_of(data[:-40])
-
-
 def test_png_of_16_bit_colour_and_of_1_bit():
     """Sixteen-bit colours keep their high bytes; one bit is black or white."""
     rows = (b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0x0102) * 4) * 4
@@ -322,40 +281,6 @@ def test_heic_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = struct.pack(">I4s4sI4s", 20, b"ftyp", b"mif1", 0, b"heic") + bytes(100)
     assert "pip install 'triptych[heic]'" in reason_of(data)
-
-
-def test_jpeg_damage_that_pillow_accepts_is_refused():
-    """Random bytes in mid-stream, which decode to a picture without any error, are found nearly always; single bits seldom."""
-    random, data = np.random.default_rng(5), file_of(smooth_picture(), "JPEG", quality=85)
-    found = accepted = 0
-    for position in random.integers(data.index(b"\xff\xda") + 14, len(data) - 300, 60):
-        damaged = data[:position] + random.bytes(256) + data[position + 256 :]
-        with contextlib.suppress(OSError, SyntaxError):
-            Image.open(io.BytesIO(damaged)).load()
-            accepted += 1
-        with contextlib.suppress(MediaError):
-            decode_image(damaged)
-            continue
-        found += 1
-    assert found >= 57
-    assert accepted >= 10, "Pillow alone would have let these pass"
-
-
-def test_restart_markers_out_of_order_are_refused():
-    """Two restart intervals that changed places decode to a picture; the markers tell."""
-    data = file_of(smooth_picture(), "JPEG", restart_marker_blocks=20)
-    first, second, third = (data.index(bytes([0xFF, 0xD0 + n])) for n in range(3))
-    swapped = data[:first] + data[second:third] + data[first:second] + data[third:]
-    assert "JPEG" in reason_of(swapped)
-
-
-def test_zeros_before_the_end_of_a_jpeg_are_no_damage():
-    """Cameras that fill up their files are forgiven; other bytes left over are not."""
-    data = file_of(smooth_picture(), "JPEG")
-    padded = data[:-2] + bytes(64) + data[-2:]
-    np.testing.assert_array_equal(decode_image(padded), decode_image(data))
-    np.testing.assert_array_equal(decode_image(data + b"appended film"), decode_image(data))
-    assert "extraneous bytes" in reason_of(data[:-2] + b"left over by something" + data[-2:])
 
 
 def test_png_checksums_are_verified():
