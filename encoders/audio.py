@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders._sounds import SAMPLE_RATE_HZ
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.space import EmbeddingSpace, slugify
@@ -19,7 +20,6 @@ from encoders.text import load_transformer
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
 from encoders.whitening import load_for, whitened
 
-SAMPLE_RATE_HZ: Final = 16_000
 WINDOW_SECONDS: Final = 10.0
 SECONDS_PER_BATCH: Final = {"cpu": 20, "cuda": 640}
 # The variance floor of transformers' Wav2Vec2FeatureExtractor: a silent clip stays zeros.
