@@ -120,6 +120,16 @@ def test_an_endless_source_of_repeats_comes_through():
     assert decoded == {7: 1}
 
 
+def test_vectors_cannot_be_written():
+    """Repeated sources share a vector: nobody can change another's, nor make it writable."""
+    first, second = encode_stream(Echo(), [5, 5], same, key=same)
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 9
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        first.setflags(write=True)
+    assert angle(second) == pytest.approx(5 - 2 * np.pi, abs=1e-6)
+
+
 def test_repeats_are_remembered_between_streams_and_forgotten_in_the_end():
     """Keys given with `repeats` are known to the next stream; beyond its size the oldest are encoded again."""
     decoded, repeats = Counter(), Repeats(most=3)
