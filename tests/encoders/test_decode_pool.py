@@ -301,9 +301,10 @@ def test_nothing_that_a_decoding_process_says_is_believed(taken_over):
 
 def test_samples_that_are_not_numbers_are_found_here(taken_over):
     """A process that hands over NaN, which would end a whole stream of encoding, harms its own item."""
-    data = sound_answer(4_000, kind="WAV sound" + "\xff" * 4_000)
-    answer = json.dumps(json.loads(data), ensure_ascii=False).encode("latin-1")
-    with DecodePool(1) as pool, pytest.raises(MediaError) as caught:
+    kind = "--" + "a\u0080\x7f" * 1_000  # four bytes each in UTF-8: as float32 no number
+    answer = json.dumps({"kind": kind, "bytes": 3_200, "rate": 16_000}, ensure_ascii=False).encode()
+    assert np.isnan(np.frombuffer(answer, np.float32, 800)).any()
+    with DecodePool(1) as pool, pytest.raises(MediaError, match="not numbers") as caught:
         pool.decode("audio", answer)
     assert caught.value.code == "decoder_crashed"
 
