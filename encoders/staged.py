@@ -65,7 +65,7 @@ class StagedEncoder(Protocol):
         """Padded length (rows times the longest) that one forward should hold; one row is always allowed."""
 
     def forward(self, units: Sequence[Unit]) -> NDArray[np.float32]:
-        """Pooled rows [n, dim] of units of one group, not yet normalised; one caller at a time."""
+        """Pooled rows [n, dim] of units of one group, not yet normalised; by as many threads at once as `lanes` gives."""
 
     def finish(self, pooled: Sequence[NDArray[np.float32]]) -> Vectors:
         """Unit vectors [n, dim] of n items, each given as the rows [k, dim] of its units.
@@ -103,7 +103,10 @@ class Stages(abc.ABC):
 
     @abc.abstractmethod
     def launch(self, batch: Any) -> Any:
-        """Pooled rows [n, dim] of a collated batch, a tensor on the device; a GPU may still be computing it."""
+        """Pooled rows [n, dim] of a collated batch, a tensor on the device; a GPU may still be computing it.
+
+        By as many threads at once as `lanes` gives.
+        """
 
     @abc.abstractmethod
     def warm_up(self) -> None:
@@ -142,7 +145,7 @@ class Stages(abc.ABC):
         return 0 if self.compute.kind == "cpu" else 1
 
     def lanes(self, threads: int) -> tuple[int, int]:
-        """How many forwards bulk encoding runs at once, and with how many of torch's `threads` each."""
+        """How many forwards may run at once, each in a thread of its own, and with how many of torch's `threads` each."""
         if self.compute.kind != "cpu":
             return 1, threads
         count = min(threads, MAX_CPU_LANES)
