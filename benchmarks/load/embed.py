@@ -61,7 +61,7 @@ class Run:
 
     def __init__(self, plan: Plan, channel: grpc.aio.Channel) -> None:
         self.plan, self.happened = plan, Happened()
-        self._embed = channel.unary_unary(METHOD)  # bytes in, bytes out
+        self._embed: Any = channel.unary_unary(METHOD)  # bytes in, bytes out
         lines = Path(plan.texts).read_text().splitlines()
         bulk = int(len(lines) * 0.5) if plan.bulk_calls else 0
         self._singles = iter([_request([line]) for line in lines[bulk:]])
