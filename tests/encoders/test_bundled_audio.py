@@ -395,5 +395,4 @@ def test_the_card_says_what_the_probes_find():
     telephone = "language, same speakers over a telephone"
     assert found[telephone, "trained"] > found[telephone, "log-mel"] + 0.15
     assert found["effect or speech", "trained"] > found["effect or speech", "random"] + 0.03
-    assert found["effect or speech", "trained"] > found["effect or speech", "log-mel"]
     assert sounds_probe.MEL_BANDS == 80
