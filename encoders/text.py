@@ -27,8 +27,8 @@ from encoders.weights import (
 from encoders.whitening import load_for, whitened
 
 POOLINGS: Final = ("mean", "cls")
-# Large enough to fill two cores, small enough that a batch of short texts does not wait for a long one (measured).
-PADDED_TOKENS_PER_BATCH: Final = {"cpu": 1024, "cuda": 32768}
+# One core multiplies as fast from 512 tokens on; more would only pad more (1.04 times the tokens against 1.065 at 1,024).
+PADDED_TOKENS_PER_BATCH: Final = {"cpu": 512, "cuda": 32768}
 LONGEST_DEFAULT_TOKENS: Final = 512
 WARM_UP_TEXT: Final = "warm up"
 _OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start after the padding id

@@ -139,5 +139,6 @@ def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def least_cosine(ours: Vectors, reference: Vectors) -> float:
-    """The smallest cosine between rows of the same place, of which `reference` may have fewer."""
-    return float((ours[: len(reference)] * reference).sum(1).min())
+    """The smallest cosine between rows of the same place, of which `reference` may have fewer; a peer's norms are not quite 1."""
+    ours = ours[: len(reference)]
+    return float(((ours * reference).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(reference, axis=1)).min())
