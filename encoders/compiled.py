@@ -16,7 +16,7 @@ from encoders.rewritten import rewritten_text, rewritten_tower
 from encoders.weights import quiet
 
 # Attention costs as much per row as its square: rows are as short as most texts allow. Longer texts get longer rows.
-ROW_TOKENS: Final = (128, 512)
+ROW_TOKENS: Final = (128, 256, 512)
 # Families whose positions can be given, and the first one: RoBERTa's begin after the padding id (1).
 FIRST_POSITION: Final = {"bert": 0, "camembert": 2, "roberta": 2, "xlm-roberta": 2}
 
