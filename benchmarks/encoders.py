@@ -25,10 +25,10 @@ COUNTS: Final = {
     "texts": 2000,
     "pictures": 500,
     "clips": 200,
-    "naive_texts": 320,
-    "naive_pictures": 128,
-    "naive_clips": 64,
-    "compared": 1000,
+    "naive_texts": 160,
+    "naive_pictures": 64,
+    "naive_clips": 32,
+    "compared": 600,
 }
 QUICK_COUNTS: Final = {
     "texts": 240,
@@ -39,7 +39,7 @@ QUICK_COUNTS: Final = {
     "naive_clips": 4,
     "compared": 240,
 }
-REPEATS: Final = 3
+REPEATS: Final = 2  # with more, a run takes over a quarter of an hour on two cores
 QUICK_REPEATS: Final = 1
 TOKENS_PER_BATCH: Final = (512, 1024, 2048, 4096, 8192)
 PICTURES_PER_BATCH: Final = (8, 16, 32, 64)

@@ -20,7 +20,7 @@ from encoders.vectors import Progress, Vectors, finished, to_numpy
 from encoders.whitening import Whitening
 
 # Forwards' worth of units that are planned together: enough to sort by length, little enough to hold. Pictures are all of one size.
-WINDOW_BATCHES: Final = {"text": 128, "image": 1, "audio": 16}
+WINDOW_BATCHES: Final = {"text": 128, "image": 1, "audio": 64}
 # Beyond this many forwards at once on a CPU each gets more threads rather than a neighbour: their working sets share one cache.
 MAX_CPU_LANES: Final = 8
 WINDOW_ITEMS: Final = 4096
