@@ -41,11 +41,11 @@ QUICK_COUNTS: Final = {
 }
 REPEATS: Final = 2  # with more, a run takes over a quarter of an hour on two cores
 QUICK_REPEATS: Final = 1
-TOKENS_PER_BATCH: Final = (512, 1024, 2048, 4096, 8192)
+TOKENS_PER_BATCH: Final = (512, 1024, 2048, 4096)
 PICTURES_PER_BATCH: Final = (8, 16, 32, 64)
 CLIPS_PER_BATCH: Final = (1, 2, 4, 8)
 PEER_BATCHES: Final = (8, 16, 32, 64)
-SHARE_TO_CHOOSE_BY: Final = 8  # every eighth input is enough to choose the best batch shape
+SHARE_TO_CHOOSE_BY: Final = 8  # every eighth batch, or input, is enough to choose the best shape
 COSINE_ITEMS: Final = 32
 
 Jobs = Mapping[str, Callable[[], Any]]
@@ -125,7 +125,7 @@ def measure_text(site: Site, record: Record) -> None:
     encoder, naive = warm(TextEncoder(site.bert)), plain.naive_texts(site.bert)
     model = plain.transformer(site.bert, precision())
     rows = site.tokenizer(site.texts, truncation=True)["input_ids"]
-    shape = best_shape(model, rows[::SHARE_TO_CHOOSE_BY], TOKENS_PER_BATCH, plain.text_batches)
+    shape = best_shape(model, rows, TOKENS_PER_BATCH, plain.text_batches)
     part = site.texts[: site.counts["naive_texts"]]
     seconds, vectors = in_turn(
         site.repeats,
@@ -197,7 +197,7 @@ def measure_audio(site: Site, record: Record) -> None:
     part = site.clips[: site.counts["naive_clips"]]
     model = plain.transformer(site.wav2vec2, precision())
     ready = torch.from_numpy(np.stack(ready_samples(encoder, site.clips))).to(precision())
-    shape = best_shape(model, ready[::SHARE_TO_CHOOSE_BY], CLIPS_PER_BATCH, plain.batched)
+    shape = best_shape(model, ready, CLIPS_PER_BATCH, plain.batched)
     seconds, vectors = in_turn(
         site.repeats,
         {
@@ -355,11 +355,14 @@ def ready_samples(encoder: Any, paths: Sequence[Path]) -> list[Any]:
 
 
 def best_shape(model: Any, rows: Any, shapes: Sequence[int], cut: Callable[[Any, int], Any]) -> int:
-    """The batch shape in which the bare model takes the least time for `rows`."""
+    """The batch shape in which the bare model takes the least time per element, by every eighth batch of all."""
     batches = {shape: list(cut(rows, shape)) for shape in shapes}
-    plain.forward_all(model, batches[shapes[0]])
-    seconds, _ = in_turn(2, {str(shape): partial(plain.forward_all, model, batches[shape]) for shape in shapes})
-    return min(shapes, key=lambda shape: seconds[str(shape)])
+    chosen = {
+        shape: every[len(every) % SHARE_TO_CHOOSE_BY // 2 :: SHARE_TO_CHOOSE_BY] for shape, every in batches.items()
+    }
+    plain.forward_all(model, chosen[shapes[0]][:2])
+    seconds = {shape: timed(partial(plain.forward_all, model, some))[0] for shape, some in chosen.items()}
+    return min(shapes, key=lambda shape: seconds[shape] / sum(map(plain.elements, chosen[shape])))
 
 
 def in_turn(repeats: int, jobs: Jobs) -> tuple[dict[str, float], dict[str, Any]]:

@@ -133,6 +133,11 @@ def forward_all(model: Any, batches: Iterable[Any]) -> None:
                 model(batch)
 
 
+def elements(batch: Any) -> int:
+    """Tokens that are not padding, or rows."""
+    return int(batch["attention_mask"].sum()) if isinstance(batch, dict) else len(batch)
+
+
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive parts of `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
