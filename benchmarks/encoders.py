@@ -6,9 +6,7 @@ count are taken on a part of the data, which the details state. `peers` makes ve
 """
 
 import json
-import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from benchmarks.common import Options, Record, run
 from benchmarks.peers.process import Peer, PeerError
 from benchmarks.production import media, models, plain
+from benchmarks.production.clocks import best_shape, cores, cpu_seconds, in_turn, timed
 
 PARTS: Final = ("text", "image", "audio", "compile", "peers")
 COUNTS: Final = {
@@ -45,10 +44,8 @@ TOKENS_PER_BATCH: Final = (512, 1024, 2048, 4096)
 PICTURES_PER_BATCH: Final = (8, 16, 32, 64)
 CLIPS_PER_BATCH: Final = (1, 2, 4, 8)
 PEER_BATCHES: Final = (8, 16, 32, 64)
-SHARE_TO_CHOOSE_BY: Final = 8  # every eighth batch, or input, is enough to choose the best shape
+CHOOSING_SHARE: Final = 8  # every eighth input is enough to choose a peer's batch size
 COSINE_ITEMS: Final = 32
-
-Jobs = Mapping[str, Callable[[], Any]]
 
 
 class Site:
@@ -98,6 +95,8 @@ class Site:
 
 def measure_all(options: Options, record: Record) -> None:
     """All wanted parts, each on the same data."""
+    from encoders.weights import quiet
+
     measures = {
         "text": measure_text,
         "image": measure_image,
@@ -105,7 +104,8 @@ def measure_all(options: Options, record: Record) -> None:
         "compile": measure_compiled,
         "peers": measure_peers,
     }
-    with tempfile.TemporaryDirectory() as name:
+    record.note("gpu", "not measured")
+    with tempfile.TemporaryDirectory() as name, quiet():
         site = Site(Path(name), options)
         record.note("counts", site.counts)
         for part in PARTS:
@@ -122,7 +122,7 @@ def measure_text(site: Site, record: Record) -> None:
 
     from encoders.text import TextEncoder
 
-    encoder, naive = warm(TextEncoder(site.bert)), plain.naive_texts(site.bert)
+    encoder, naive = warm(TextEncoder(site.bert, device="cpu")), plain.naive_texts(site.bert)
     model = plain.transformer(site.bert, precision())
     rows = site.tokenizer(site.texts, truncation=True)["input_ids"]
     shape = best_shape(model, rows, TOKENS_PER_BATCH, plain.text_batches)
@@ -151,7 +151,7 @@ def measure_image(site: Site, record: Record) -> None:
     """Bulk photographs, decoding included, beside what all cores could do without waiting, and beside the naive way."""
     from encoders.image import ImageEncoder
 
-    encoder, naive = warm(ImageEncoder(site.clip)), plain.naive_pictures(site.clip)
+    encoder, naive = warm(ImageEncoder(site.clip, device="cpu")), plain.naive_pictures(site.clip)
     part = site.pictures[: site.counts["naive_pictures"]]
     tower = plain.image_tower(site.clip, precision())
     pixels = ready_pixels(encoder, part)
@@ -193,7 +193,7 @@ def measure_audio(site: Site, record: Record) -> None:
 
     from encoders.audio import AudioEncoder
 
-    encoder, naive = warm(AudioEncoder(site.wav2vec2)), plain.naive_clips(site.wav2vec2)
+    encoder, naive = warm(AudioEncoder(site.wav2vec2, device="cpu")), plain.naive_clips(site.wav2vec2)
     part = site.clips[: site.counts["naive_clips"]]
     model = plain.transformer(site.wav2vec2, precision())
     ready = torch.from_numpy(np.stack(ready_samples(encoder, site.clips))).to(precision())
@@ -229,9 +229,13 @@ def measure_compiled(site: Site, record: Record) -> None:
 
     texts, pictures = site.texts[: site.counts["compared"]], site.pictures
     jobs = {
-        "text": [partial(bulk_texts, TextEncoder(site.bert, compile=compiled), texts) for compiled in (False, True)],
+        "text": [
+            partial(bulk_texts, TextEncoder(site.bert, device="cpu", compile=compiled), texts)
+            for compiled in (False, True)
+        ],
         "image": [
-            partial(bulk_pictures, ImageEncoder(site.clip, compile=compiled), pictures) for compiled in (False, True)
+            partial(bulk_pictures, ImageEncoder(site.clip, device="cpu", compile=compiled), pictures)
+            for compiled in (False, True)
         ],
     }
     for (modality, (eager, compiled)), bar in zip(jobs.items(), (1.4, 1.25), strict=True):
@@ -256,14 +260,14 @@ def measure_peers(site: Site, record: Record) -> None:
     from encoders.text import TextEncoder
 
     texts, pictures = site.texts[: site.counts["compared"]], site.pictures
-    ours = partial(bulk_texts, warm(TextEncoder(site.bert)), texts)
+    ours = partial(bulk_texts, warm(TextEncoder(site.bert, device="cpu")), texts)
     reference = plain.naive_texts(site.bert)(texts[:COSINE_ITEMS])
     for peer, claim in (
         ("sentence-transformers", "text_over_sentence_transformers"),
         ("infinity", "text_over_infinity"),
     ):
         compare(site, record, claim, partial(Peer, peer, site.bert, "text"), texts, ours, reference)
-    ours = partial(bulk_pictures, warm(ImageEncoder(site.clip)), pictures)
+    ours = partial(bulk_pictures, warm(ImageEncoder(site.clip, device="cpu")), pictures)
     reference = plain.naive_pictures(site.clip)(pictures[:COSINE_ITEMS])
     folder = models.clip_for_transformers(site.clip, site.folder / "clip-for-transformers")
     start = partial(Peer, "sentence-transformers", folder, "image")
@@ -282,7 +286,7 @@ def compare(
     """Claim how many times faster ours is than a peer at the peer's own best batch size; say why where the peer cannot be had."""
     whole, part, out = (site.folder / f"{claim}.{kind}" for kind in ("json", "part.json", "npy"))
     whole.write_text(json.dumps(list(inputs)))
-    part.write_text(json.dumps(list(inputs[::SHARE_TO_CHOOSE_BY])))
+    part.write_text(json.dumps(list(inputs[::CHOOSING_SHARE])))
     try:
         with start(site.folder / f"{claim}.log") as peer:
             peer.encode(part, PEER_BATCHES[0])  # warm
@@ -303,7 +307,7 @@ def compare(
     record.note(f"{claim}_least_cosine_to_float32", {name: round(cosine, 6) for name, cosine in cosines.items()})
 
 
-# ---- ways to encode, and clocks --------------------------------------------------------------------------------------
+# ---- ways to encode --------------------------------------------------------------------------------------
 
 
 def warm(encoder: Any) -> Any:
@@ -354,46 +358,9 @@ def ready_samples(encoder: Any, paths: Sequence[Path]) -> list[Any]:
     return [encoder.prepare([decode_audio(path)])[0][0].data for path in paths]
 
 
-def best_shape(model: Any, rows: Any, shapes: Sequence[int], cut: Callable[[Any, int], Any]) -> int:
-    """The batch shape in which the bare model takes the least time per element, by every eighth batch of all."""
-    batches = {shape: list(cut(rows, shape)) for shape in shapes}
-    chosen = {
-        shape: every[len(every) % SHARE_TO_CHOOSE_BY // 2 :: SHARE_TO_CHOOSE_BY] for shape, every in batches.items()
-    }
-    plain.forward_all(model, chosen[shapes[0]][:2])
-    seconds = {shape: timed(partial(plain.forward_all, model, some))[0] for shape, some in chosen.items()}
-    return min(shapes, key=lambda shape: seconds[shape] / sum(map(plain.elements, chosen[shape])))
-
-
-def in_turn(repeats: int, jobs: Jobs) -> tuple[dict[str, float], dict[str, Any]]:
-    """Seconds of the fastest run of each job, taken in turn, and what each returned last."""
-    taken = [{name: timed(job) for name, job in jobs.items()} for _ in range(repeats)]
-    return {name: min(once[name][0] for once in taken) for name in jobs}, {name: taken[-1][name][1] for name in jobs}
-
-
 def least_cosine(vectors: Mapping[str, Any]) -> float:
     """The smallest cosine of the bulk path to the naive way's float32 vectors."""
     return plain.least_cosine(vectors["bulk"], vectors["naive"])
-
-
-def timed(job: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one run, and what it returned."""
-    started = time.perf_counter()
-    result = job()
-    return time.perf_counter() - started, result
-
-
-def cpu_seconds(job: Callable[[], object]) -> float:
-    """CPU seconds of one run on a single thread, where none spins while it waits for another."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    started = time.process_time()
-    job()
-    taken = time.process_time() - started
-    torch.set_num_threads(threads)
-    return taken
 
 
 def precision() -> Any:
@@ -401,11 +368,6 @@ def precision() -> Any:
     from encoders.device import choose_compute
 
     return choose_compute("cpu").torch_dtype
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":
