@@ -11,16 +11,32 @@ from benchmarks.production import plain
 SHARE_TO_CHOOSE_BY: Final = 8  # every eighth batch is enough to choose the best shape
 
 Jobs = Mapping[str, Callable[[], Any]]
+Shapes = Mapping[str, int]
+Forward = Callable[[Any, Any], None]
+# One forward on all cores, and one forward on each core.
+FORWARDS: Final[Mapping[str, Forward]] = {
+    "forward_wide": plain.forward_all,
+    "forward_side_by_side": plain.forward_side_by_side,
+}
 
 
-def best_shape(model: Any, rows: Any, shapes: Sequence[int], cut: Callable[[Any, int], Any]) -> int:
+def best_forwards(model: Any, rows: Any, shapes: Sequence[int], cut: Callable[[Any, int], Any]) -> tuple[Jobs, Shapes]:
+    """The bare model over `rows` in both ways to use the cores, each in the batch shape that suits it: whichever is faster counts."""
+    shapes_of = {name: best_shape(model, rows, shapes, cut, forward) for name, forward in FORWARDS.items()}
+    jobs = {name: partial(FORWARDS[name], model, cut(rows, shape)) for name, shape in shapes_of.items()}
+    return jobs, shapes_of
+
+
+def best_shape(
+    model: Any, rows: Any, shapes: Sequence[int], cut: Callable[[Any, int], Any], forward: Forward = plain.forward_all
+) -> int:
     """The batch shape in which the bare model takes the least time per element, by every eighth batch of all."""
-    batches = {shape: list(cut(rows, shape)) for shape in shapes}
+    batches = {shape: cut(rows, shape) for shape in shapes}
     chosen = {
         shape: every[len(every) % SHARE_TO_CHOOSE_BY // 2 :: SHARE_TO_CHOOSE_BY] for shape, every in batches.items()
     }
     plain.forward_all(model, chosen[shapes[0]][:2])
-    seconds = {shape: timed(partial(plain.forward_all, model, some))[0] for shape, some in chosen.items()}
+    seconds = {shape: timed(partial(forward, model, some))[0] for shape, some in chosen.items()}
     return min(shapes, key=lambda shape: seconds[shape] / sum(map(plain.elements, chosen[shape])))
 
 
