@@ -42,9 +42,10 @@ format: setup ## Format and fix what can be fixed
 protos: setup ## Generate the protobuf code and its stubs
 	$(BIN)/python protos/generate.py
 
-bench: setup ## Run every benchmark and store its results
-	@for f in benchmarks/*.py; do n=$$(basename $$f .py); case $$n in common|__init__) ;; *) \
+bench: setup ## Run every benchmark, store its results and write them into README.md
+	@for f in benchmarks/*.py; do n=$$(basename $$f .py); case $$n in common|readme|__init__) ;; *) \
 	  $(BIN)/python -m benchmarks.$$n --json benchmarks/results/$$n.json || exit 1;; esac; done
+	$(BIN)/python -m benchmarks.readme
 
 clean: ## Remove what was built; .triptych (the data) stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo/out
