@@ -35,7 +35,9 @@ def _row(claim: Mapping[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Fill README.md, or say whether it is filled with what the results say."""
     parser = argparse.ArgumentParser(description="Write the committed results into README.md.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where README.md says something else")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where README.md says something else"
+    )
     old = README.read_text(encoding="utf-8")
     new = filled(old)
     if not parser.parse_args(arguments).check:

@@ -349,10 +349,12 @@ def _copy(outcome: "Future[Outcome]", first: "Future[Outcome]") -> None:
 def compute_with(threads: int, *, others: int) -> None:
     """Let torch compute with `threads` threads in this thread, and with `others` in those to come.
 
-    OpenMP keeps the number per thread, torch the one that new threads start with: a thread of its own puts that back.
+    OpenMP keeps the number per thread, torch the one that new threads start with: a thread of its own puts that back. A thread takes
+    that number at its first question or operation, so this one is asked first: what it is then told stays.
     """
     import torch
 
+    torch.get_num_threads()
     torch.set_num_threads(threads)
     reset = threading.Thread(target=torch.set_num_threads, args=(others,))
     reset.start()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import AudioEncoder, ImageEncoder, TextEncoder
-from encoders.bulk import Repeats, encode_stream
+from encoders.bulk import Repeats, compute_with, encode_stream
 from encoders.errors import EncoderError, MediaError
 from encoders.space import EmbeddingSpace
 from encoders.staged import Stages, Unit
@@ -226,5 +226,24 @@ def test_other_threads_keep_their_number_of_threads(bert_folder):
         thread.start()
         thread.join()
         assert (torch.get_num_threads(), later) == (2, [2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_lane_keeps_its_number_of_threads():
+    """Torch would give a thread the number of the others at its first operation."""
+    before, during = torch.get_num_threads(), []
+
+    def lane() -> None:
+        compute_with(1, others=3)
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        during.append(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        thread = threading.Thread(target=lane)
+        thread.start()
+        thread.join()
+        assert during == [1]
     finally:
         torch.set_num_threads(before)
