@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from encoders._sounds import SAMPLE_RATE_HZ
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
+from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit
 from encoders.text import load_transformer
@@ -158,7 +159,7 @@ class AudioEncoder(Stages):
 
     @once
     def _model(self) -> Any:
-        return self.compute.prepare(self._source.load())
+        return prepack(self.compute.prepare(self._source.load()), self.compute)
 
 
 class _FolderModel:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from encoders.compiled import PaddedRows
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import WeightsError
+from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import TokenCounts, count_padded
@@ -181,7 +182,8 @@ class ImageEncoder(Stages):
         import torch
 
         # Twice as fast for convolutions on a CPU, and nothing to a Transformer.
-        return self.compute.prepare(self._loaded.model).to(memory_format=torch.channels_last)
+        model = self.compute.prepare(self._loaded.model).to(memory_format=torch.channels_last)
+        return model if self._compile else prepack(model, self.compute)  # the compiler prepacks by itself
 
 
 def trim_aspect(picture: "Image") -> "Image":

@@ -11,6 +11,7 @@ from typing import Any, Final
 from encoders.compiled import Packed, PackedText, check_family
 from encoders.device import Compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
+from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import FolderTokenizer, TokenCounts
@@ -183,7 +184,8 @@ class TextEncoder(Stages):
 
     @once
     def _model(self) -> Any:
-        return self.compute.prepare(load_transformer(self._folder))
+        model = self.compute.prepare(load_transformer(self._folder))
+        return model if self._compile else prepack(model, self.compute)  # the compiler prepacks by itself
 
 
 def pool(hidden: Any, mask: Any, pooling: str) -> Any:

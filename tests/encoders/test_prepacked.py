@@ -1,0 +1,54 @@
+"""Prepacked linear layers: the same products, whatever their shape."""
+
+import copy
+
+import pytest
+import torch
+
+from encoders.device import Compute
+from encoders.prepacked import prepack
+
+BF16 = Compute("cpu", "bfloat16")
+
+
+class Layers(torch.nn.Module):
+    """Linear layers of three kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.odd = torch.nn.Linear(64, 96), torch.nn.Sequential(torch.nn.Linear(96, 7, bias=False))
+        self.attention = torch.nn.MultiheadAttention(64, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., 64] -> [..., 7]."""
+        return self.odd(self.wide(self.attention(x, x, x, need_weights=False)[0]))
+
+
+@pytest.fixture
+def layers() -> Layers:
+    torch.manual_seed(5)
+    return Layers().to(torch.bfloat16).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (7, 3), (4, 512), (33, 129)])
+def test_prepacked_layers_give_the_same_rows(layers, shape):
+    """For one token and for many, and for rows that do not lie side by side in memory."""
+    packed, x = prepack(copy.deepcopy(layers), BF16), torch.randn(*shape, 64).to(torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), layers(x), rtol=0.02, atol=0.02)
+        apart = torch.randn(*shape, 128).to(torch.bfloat16)[..., ::2]
+        torch.testing.assert_close(packed.wide(apart), layers.wide(apart), rtol=0.02, atol=0.02)
+
+
+def test_what_is_packed(layers):
+    """Linear layers are; those of a `MultiheadAttention`, which reads their weights itself, are not."""
+    packed = prepack(copy.deepcopy(layers), BF16)
+    assert not isinstance(packed.wide, torch.nn.Linear)
+    assert not isinstance(packed.odd[0], torch.nn.Linear)
+    assert isinstance(packed.attention.out_proj, torch.nn.Linear)
+
+
+@pytest.mark.parametrize("compute", [Compute("cpu", "float32"), Compute("cuda", "bfloat16")])
+def test_other_precisions_and_devices_stay_as_they_are(layers, compute):
+    """The layout is the CPU's, for bfloat16."""
+    assert isinstance(prepack(layers, compute).wide, torch.nn.Linear)
