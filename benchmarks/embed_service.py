@@ -2,7 +2,10 @@
 
 A real server process with BERT-base (random weights: speed does not depend on them) and a load generator in a process of its own; all
 texts are distinct, so that the cache helps nobody. Parts: `online` holds 64 callers of single texts against bulk encoding of the same
-encoder, before and after; `latency` calls at random instants at half that rate, now alone, now beside a bulk client, in turn.
+encoder; `latency` calls at random instants at half the rate that those callers had, alone and beside a bulk client.
+
+A shared machine is half as fast again at some times than at others, for minutes. So everything is measured in rounds, each ratio is taken
+within a round, and the median of the rounds counts.
 """
 
 import contextlib
@@ -13,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,22 +31,22 @@ PARTS: Final = ("online", "latency")
 CALLERS: Final = 64
 BULK_CALLS: Final = 2
 START_SECONDS: Final = 180.0
-FORWARDS: Final = 5
+FORWARDS: Final = 9
 SLOWEST_SHARE: Final = 0.02
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is run: texts of one bulk run, seconds of the closed loop and of each open segment, and how many of those."""
+    """How much is run in a round: texts of the bulk run, seconds of the closed loop and of each open segment; and the rounds."""
 
     bulk_texts: int
     online_seconds: float
     segment_seconds: float
-    segments: int
+    rounds: int
 
 
-FULL: Final = Sizes(bulk_texts=800, online_seconds=40.0, segment_seconds=30.0, segments=3)
-QUICK: Final = Sizes(bulk_texts=100, online_seconds=16.0, segment_seconds=10.0, segments=1)
+FULL: Final = Sizes(bulk_texts=400, online_seconds=20.0, segment_seconds=30.0, rounds=5)
+QUICK: Final = Sizes(bulk_texts=100, online_seconds=10.0, segment_seconds=10.0, rounds=1)
 
 
 class Site:
@@ -96,7 +99,7 @@ class Site:
         return happened
 
     def forward_seconds(self, rows: int, length: int) -> float:
-        """One warm forward of this shape, with as many threads as the server gives one; the fastest of some."""
+        """One warm forward of this shape, with as many threads as the server gives one; the median of some."""
         import torch
 
         from encoders.bulk import compute_with
@@ -111,18 +114,20 @@ class Site:
             self.encoder.forward(units)
             seconds.append(time.perf_counter() - start)
         compute_with(threads, others=threads)
-        return min(seconds)
+        return float(np.median(seconds))
 
 
 def measure(options: Options, record: Record) -> None:
     """Start a server and hold it against its encoder."""
     with tempfile.TemporaryDirectory() as name:
         site = Site(Path(name), QUICK if options.quick else FULL)
-        before = site.bulk_per_second()
+        site.bulk_per_second()  # warm
         with serving(site):
-            online = measure_online(site, before, record, claim=options.wants("online"))
-            if options.wants("latency"):
-                measure_latency(site, online, record)
+            rounds = [one_round(site, seed, latency=options.wants("latency")) for seed in range(site.sizes.rounds)]
+    if options.wants("online"):
+        claim_online(rounds, record)
+    if options.wants("latency"):
+        claim_latency(rounds, record)
 
 
 @contextlib.contextmanager
@@ -165,69 +170,86 @@ def wait_for_address(process: subprocess.Popen[bytes], file: Path, log: Path) ->
     return address
 
 
-# ---- online ----------------------------------------------------------------------------------------------------------
+# ---- one round -------------------------------------------------------------------------------------------------------
 
 
-def measure_online(site: Site, before: float, record: Record, *, claim: bool) -> float:
-    """64 callers that wait for each answer; texts per second. Bulk is measured before and after, since neighbours come and go."""
-    closed = site.load(
-        site.sizes.online_seconds, 2 * before, callers=CALLERS, skip_seconds=site.sizes.online_seconds / 4
-    )
-    check(closed)
-    online = float(closed["per_second"])
-    if claim:
-        after = site.bulk_per_second()
-        record.claim("online_over_bulk", online / ((before + after) / 2), "ratio", bar=0.75)
-        record.note("bulk_texts_per_second", {"before": round(before, 1), "after": round(after, 1)})
-        record.note("online", {"texts_per_second": round(online, 1), **summary(closed)})
-    return online
+@dataclass(frozen=True)
+class Round:
+    """What one round saw: texts a second in bulk, and what the load generators say; the shape of a slow batch and its forward's seconds."""
+
+    bulk_per_second: float
+    closed: dict[str, Any]
+    alone: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int] = (0, 0)
+    forward_seconds: float = 0.0
 
 
-def check(happened: dict[str, Any]) -> None:
-    """A benchmark of refusals would say nothing."""
+def one_round(site: Site, seed: int, *, latency: bool) -> Round:
+    """Bulk; 64 callers that wait for each answer; half their rate alone, and beside a bulk client; one forward of the slow calls' shape."""
+    bulk, seconds = site.bulk_per_second(), site.sizes.online_seconds
+    closed = checked(site.load(seconds, 2 * bulk, callers=CALLERS, skip_seconds=seconds / 4))
+    if not latency:
+        return Round(bulk, closed)
+    rate, seconds = closed["per_second"] / 2, site.sizes.segment_seconds
+    alone = checked(site.load(seconds, 3 * rate, rate=rate, seed=seed))
+    shape = slow_shape(alone["seconds"], alone["shapes"])
+    forward = site.forward_seconds(*shape)
+    beside = checked(site.load(seconds, 3 * rate, rate=rate, bulk_calls=BULK_CALLS, seed=seed))
+    return Round(bulk, closed, alone, beside, shape, forward)
+
+
+def checked(happened: dict[str, Any]) -> dict[str, Any]:
+    """What happened; a benchmark of refusals would say nothing."""
     if happened["refused"]:
         raise RuntimeError(f"calls were refused: {happened['refused']}")
+    return happened
 
 
-# ---- latency ---------------------------------------------------------------------------------------------------------
+def p99(happened: dict[str, Any]) -> float:
+    """Seconds within which 99 of 100 calls were answered."""
+    return float(np.percentile(happened["seconds"], 99))
 
 
-def measure_latency(site: Site, online: float, record: Record) -> None:
-    """Half the rate that 64 callers reached, alone and beside a bulk client, segment by segment in turn."""
-    rate = online / 2
-    alone: list[dict[str, Any]] = []
-    beside: list[dict[str, Any]] = []
-    for seed in range(site.sizes.segments):
-        for seen, bulk_calls in ((alone, 0), (beside, BULK_CALLS)):
-            seen.append(site.load(site.sizes.segment_seconds, 3 * rate, rate=rate, bulk_calls=bulk_calls, seed=seed))
-            check(seen[-1])
-    claim_latency(site, pooled(alone), pooled(beside), record)
-    record.note("half_load_calls_per_second", round(rate, 1))
+# ---- claims ----------------------------------------------------------------------------------------------------------
 
 
-def pooled(segments: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All calls of several segments."""
-    return {
-        "seconds": [one for segment in segments for one in segment["seconds"]],
-        "shapes": [one for segment in segments for one in segment["shapes"]],
-        "bulk_per_second": float(np.mean([segment["bulk_per_second"] for segment in segments])),
-        "cpu_share": float(np.mean([segment["cpu_share"] for segment in segments])),
-    }
+def claim_online(rounds: Sequence[Round], record: Record) -> None:
+    """Texts a second of 64 callers over those in bulk."""
+    ratios = [one.closed["per_second"] / one.bulk_per_second for one in rounds]
+    record.claim("online_over_bulk", float(np.median(ratios)), "ratio", bar=0.75)
+    record.note("online_over_bulk_by_round", rounded(ratios, 3))
+    record.note("bulk_texts_per_second_by_round", rounded([one.bulk_per_second for one in rounds], 1))
+    record.note("online_texts_per_second_by_round", rounded([one.closed["per_second"] for one in rounds], 1))
+    record.note("online_last_round", summary(rounds[-1].closed))
 
 
-def claim_latency(site: Site, alone: dict[str, Any], beside: dict[str, Any], record: Record) -> None:
+def claim_latency(rounds: Sequence[Round], record: Record) -> None:
     """p99 over a warm forward of the shape that the calls around p99 were in; and what bulk adds to p99."""
-    p99, p99_beside = (float(np.percentile(one["seconds"], 99)) for one in (alone, beside))
-    rows, length = slow_shape(alone["seconds"], alone["shapes"])
-    forward = site.forward_seconds(rows, length)
-    record.claim("p99_over_batch_forward_at_half_load", p99 / forward, "ratio", bar=3.0, better="lower")
-    record.claim("interactive_p99_with_bulk_over_without", p99_beside / p99, "ratio", bar=1.5, better="lower")
-    chosen = f"the median batch, by padded tokens, of the slowest {SLOWEST_SHARE:.0%} of calls at half load"
-    record.note("warm_forward", {"shape": chosen, "rows": rows, "padded_to": length, "ms": round(1000 * forward, 1)})
-    record.note("half_load", summary(alone))
-    record.note(
-        "half_load_beside_bulk", {**summary(beside), "bulk_texts_per_second": round(beside["bulk_per_second"], 1)}
+    over_forward = [p99(one.alone) / one.forward_seconds for one in rounds]
+    with_bulk = [p99(one.beside) / p99(one.alone) for one in rounds]
+    record.claim(
+        "p99_over_batch_forward_at_half_load", float(np.median(over_forward)), "ratio", bar=3.0, better="lower"
     )
+    record.claim(
+        "interactive_p99_with_bulk_over_without", float(np.median(with_bulk)), "ratio", bar=1.5, better="lower"
+    )
+    record.note("p99_over_batch_forward_by_round", rounded(over_forward, 2))
+    record.note("p99_with_bulk_over_without_by_round", rounded(with_bulk, 2))
+    record.note("half_load_calls_per_second_by_round", rounded([one.closed["per_second"] / 2 for one in rounds], 1))
+    record.note("half_load_p99_ms_by_round", rounded([1000 * p99(one.alone) for one in rounds], 1))
+    chosen = f"the median batch, by padded tokens, of the slowest {SLOWEST_SHARE:.0%} of calls at half load"
+    record.note("warm_forward_shape", chosen)
+    record.note("warm_forward_rows_and_length_by_round", [list(one.shape) for one in rounds])
+    record.note("warm_forward_ms_by_round", rounded([1000 * one.forward_seconds for one in rounds], 1))
+    record.note("half_load_last_round", summary(rounds[-1].alone))
+    beside = rounds[-1].beside
+    record.note("beside_bulk_last_round", summary(beside) | {"bulk_per_second": round(beside["bulk_per_second"], 1)})
+
+
+def rounded(values: Sequence[float], digits: int) -> list[float]:
+    """Numbers for people."""
+    return [round(value, digits) for value in values]
 
 
 def slow_shape(seconds: Sequence[float], shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
