@@ -27,10 +27,10 @@ def test_readme_is_what_the_results_say():
 
 def test_a_place_is_filled_and_filled_again(results: Path):
     """The table stands between the comments, a missed bar is told, and filling twice changes nothing."""
-    text = readme.filled(BARE.replace("-->\n<", "-->\nold\n<", 1), results)
+    text = readme.filled(BARE.replace("-->\n<", "-->\nstale\n<", 1), results)
     assert "| `fast` | 1.23 | ratio | ≥ 1 | holds |" in text
     assert "| `slow` | 250 | s | ≤ 240 | **missed** |" in text
-    assert "old" not in text
+    assert "stale" not in text
     assert text.startswith("before\n<!-- results of one -->\n|")
     assert text.endswith("|\n<!-- end of results -->\nafter\n")
     assert readme.filled(text, results) == text
@@ -39,4 +39,4 @@ def test_a_place_is_filled_and_filled_again(results: Path):
 def test_results_that_are_not_there_are_named(tmp_path: Path):
     """A place without a file is an error, not an empty table."""
     with pytest.raises(FileNotFoundError, match=r"one\.json"):
-        readme.filled("<!-- results of one -->\nold\n<!-- end of results -->\n", tmp_path)
+        readme.filled("<!-- results of one -->\nstale\n<!-- end of results -->\n", tmp_path)
