@@ -4,7 +4,7 @@ A real server process with BERT-base (random weights: speed does not depend on t
 texts are distinct, so that the cache helps nobody. Parts: `online` holds 64 callers of single texts against bulk encoding of the same
 encoder; `latency` calls at random instants at half the rate that those callers had, alone and beside a bulk client.
 
-A shared machine is half as fast again at some times than at others, for minutes. So everything is measured in rounds, each ratio is taken
+A shared machine may be 1.4 times as fast at some times as at others, for minutes. So everything is measured in rounds, each ratio is taken
 within a round, and the median of the rounds counts.
 """
 

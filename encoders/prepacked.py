@@ -1,7 +1,7 @@
 """Linear layers with their weights in the layout of the CPU's matrix kernels, brought into it once instead of in every forward.
 
-In bfloat16, torch hands a product to oneDNN with the weights as they lie, and oneDNN reorders them for its kernel every time: a tenth
-of the work on long batches, most of it on a single short text.
+In bfloat16, torch hands a product to oneDNN with the weights as they lie, and oneDNN reorders them for its kernel every time: a tenth of the
+work or so (decision 013).
 """
 
 from typing import Any, Final
@@ -15,10 +15,17 @@ def prepack(model: Any, compute: Compute) -> Any:
     """`model` with its linear layers prepacked in place where that helps: in bfloat16 on a CPU. It is for inference only from then on."""
     import torch
 
-    if compute == Compute("cpu", "bfloat16") and torch._C._has_mkldnn:  # noqa: SLF001  (what torch.backends asks, with types)
+    if compute.kind == "cpu" and compute.dtype == "bfloat16" and _kernels_here():
         with torch.inference_mode():
             _replace(model)
     return model
+
+
+def _kernels_here() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this CPU; where a profile asks for bfloat16 on an older one, torch's own products stay."""
+    import torch
+
+    return bool(torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001  (no public name)
 
 
 def _replace(module: Any) -> None:

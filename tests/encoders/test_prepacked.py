@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from encoders.device import Compute
-from encoders.prepacked import prepack
+from encoders.prepacked import _kernels_here, prepack
 
 BF16 = Compute("cpu", "bfloat16")
+needs_kernels = pytest.mark.skipif(
+    not _kernels_here(), reason="this CPU has no kernels for bfloat16: nothing is prepacked"
+)
 
 
 class Layers(torch.nn.Module):
@@ -40,6 +43,7 @@ def test_prepacked_layers_give_the_same_rows(layers, shape):
         torch.testing.assert_close(packed.wide(apart), layers.wide(apart), rtol=0.02, atol=0.02)
 
 
+@needs_kernels
 def test_what_is_packed(layers):
     """Linear layers are; those of a `MultiheadAttention`, which reads their weights itself, are not."""
     packed = prepack(copy.deepcopy(layers), BF16)
@@ -52,3 +56,9 @@ def test_what_is_packed(layers):
 def test_other_precisions_and_devices_stay_as_they_are(layers, compute):
     """The layout is the CPU's, for bfloat16."""
     assert isinstance(prepack(layers, compute).wide, torch.nn.Linear)
+
+
+def test_a_cpu_without_the_kernels_keeps_its_layers(layers, monkeypatch):
+    """Bfloat16 that a profile asks for on an older CPU works as before."""
+    monkeypatch.setattr("encoders.prepacked._kernels_here", lambda: False)
+    assert isinstance(prepack(layers, BF16).wide, torch.nn.Linear)
