@@ -4,7 +4,7 @@ A clip is cut into fixed windows; a vector is the mean over a window's frames, t
 batched: wav2vec2-base normalises over time, so that padding would change its output.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,6 +18,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit
 from encoders.text import load_transformer
+from encoders.traced import last_hidden, traced
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
 from encoders.whitening import load_for, whitened
 
@@ -146,7 +147,7 @@ class AudioEncoder(Stages):
         import torch
 
         with torch.inference_mode():
-            return self._model(batch).last_hidden_state.float().mean(1)
+            return self._hidden(batch).float().mean(1)
 
     def warm_up(self) -> None:
         """Load the model and run one forward."""
@@ -156,6 +157,19 @@ class AudioEncoder(Stages):
     def compute(self) -> Compute:
         """Where and in which precision the model runs."""
         return choose_compute(self._device, self._dtype)
+
+    @once
+    def _hidden(self) -> Callable[[Any], Any]:
+        """Hidden states [windows, frames, dim] of samples [windows, samples]."""
+
+        def inputs(rows: int, samples: int) -> Any:
+            noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+            return [self.collate([Unit("audio", samples, noise)] * rows)]
+
+        shortest, longer = self._shortest, self._shortest + SAMPLE_RATE_HZ
+        return traced(
+            last_hidden(self._model), self.compute, inputs(2, longer), inputs(1, shortest), inputs(3, shortest)
+        )
 
     @once
     def _model(self) -> Any:

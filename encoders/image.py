@@ -15,6 +15,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import TokenCounts, count_padded
+from encoders.traced import traced
 from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
@@ -147,11 +148,8 @@ class ImageEncoder(Stages):
 
     def compile_forwards(self) -> None:
         """Compile the image tower for whole batches, where it is to be compiled."""
-        from PIL import Image
-
         if self._compile and isinstance(self._encode_image, PaddedRows):
-            units = self.prepare([Image.new("RGB", (64, 64))])[0]
-            self._encode_image.compile(self.collate(units)[1])
+            self._encode_image.compile(self._blank(1))
 
     def warm_up(self) -> None:
         """Load the model and run one forward of each tower."""
@@ -171,7 +169,15 @@ class ImageEncoder(Stages):
     @once
     def _encode_image(self) -> Callable[[Any], Any]:
         tower: Callable[[Any], Any] = self._model.visual
-        return PaddedRows(tower, self.compute, self.budget("image")) if self._compile else tower
+        if self._compile:
+            return PaddedRows(tower, self.compute, self.budget("image"))
+        return traced(tower, self.compute, [self._blank(2)], [self._blank(1)], [self._blank(3)])
+
+    def _blank(self, rows: int) -> Any:
+        """Pixels [rows, 3, h, w] of pictures of nothing."""
+        from PIL import Image
+
+        return self.collate(self.prepare([Image.new("RGB", (64, 64))])[0] * rows)[1]
 
     @once
     def _loaded(self) -> LoadedClip:

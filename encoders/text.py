@@ -4,7 +4,7 @@ Pooling is the mean over the attention mask (or the first token); batches are so
 The model is loaded on the first use; the space is known at once, from the files.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import FolderTokenizer, TokenCounts
+from encoders.traced import last_hidden, traced
 from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
@@ -32,6 +33,7 @@ POOLINGS: Final = ("mean", "cls")
 PADDED_TOKENS_PER_BATCH: Final = {"cpu": 512, "cuda": 32768}
 LONGEST_DEFAULT_TOKENS: Final = 512
 WARM_UP_TEXT: Final = "warm up"
+_SOME_TOKEN: Final = 2  # its id; any will do
 _OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start after the padding id
 
 
@@ -153,7 +155,7 @@ class TextEncoder(Stages):
             return self._packed(batch)
         ids, mask = batch
         with torch.inference_mode():
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # [rows, tokens, dim]
+            hidden = self._hidden(ids, mask)  # [rows, tokens, dim]
             return pool(hidden, mask, self._pooling)
 
     def compile_forwards(self) -> None:
@@ -177,6 +179,19 @@ class TextEncoder(Stages):
     @once
     def _tokenizer(self) -> FolderTokenizer:
         return FolderTokenizer(self._folder, self.max_length)
+
+    @once
+    def _hidden(self) -> Callable[[Any, Any], Any]:
+        """Hidden states [rows, tokens, dim] of token ids and mask, each [rows, tokens]."""
+        forward: Callable[..., Any] = last_hidden(self._model)
+        if self._compile:
+            return forward  # it sees few batches: those that do not fill the compiled shapes
+
+        def inputs(*lengths: int) -> Any:
+            return self.collate([Unit("text", length, [_SOME_TOKEN] * length) for length in lengths])
+
+        some = min(7, self.max_length)
+        return traced(forward, self.compute, inputs(2, 3), inputs(some), inputs(some, 2, 3), inputs(self.max_length))
 
     @once
     def _packed(self) -> PackedText:

@@ -1,6 +1,9 @@
 """Prepacked linear layers: the same products, whatever their shape."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -62,3 +65,55 @@ def test_a_cpu_without_the_kernels_keeps_its_layers(layers, monkeypatch):
     """Bfloat16 that a profile asks for on an older CPU works as before."""
     monkeypatch.setattr("encoders.prepacked._kernels_here", lambda: False)
     assert isinstance(prepack(layers, BF16).wide, torch.nn.Linear)
+
+
+class Mlp(torch.nn.Module):
+    """A block's second half under the names that open_clip uses."""
+
+    def __init__(self, gelu: torch.nn.Module) -> None:
+        super().__init__()
+        self.c_fc, self.gelu, self.c_proj = torch.nn.Linear(64, 128), gelu, torch.nn.Linear(128, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., 64] -> [..., 64]."""
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("approximate", "fused"), [("none", True), ("tanh", False)])
+def test_an_exact_gelu_is_applied_by_the_product(approximate, fused):
+    """An approximate one stays a step of its own."""
+    torch.manual_seed(6)
+    plain = Mlp(torch.nn.GELU(approximate)).to(torch.bfloat16).eval().requires_grad_(requires_grad=False)
+    packed, x = prepack(copy.deepcopy(plain), BF16), torch.randn(3, 50, 64).to(torch.bfloat16)
+    assert isinstance(packed.gelu, torch.nn.Identity) == fused
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), plain(x), rtol=0.02, atol=0.02)
+        exact = copy.deepcopy(plain).float()(x.float())
+        assert (packed(x) - exact).abs().mean() <= 1.05 * (plain(x) - exact).abs().mean()
+
+
+MANY_LENGTHS = """
+import torch
+from encoders.device import Compute
+from encoders.prepacked import prepack
+from tests.encoders.test_prepacked import Mlp
+model = prepack(Mlp(torch.nn.GELU()).to(torch.bfloat16).eval(), Compute("cpu", "bfloat16"))
+with torch.inference_mode():
+    for tokens in range(129, 385):
+        model(torch.zeros(1, tokens, 64, dtype=torch.bfloat16))
+"""
+
+
+@needs_kernels
+def test_long_inputs_of_all_lengths_share_code():
+    """Code is made, and kept, for every number of rows that oneDNN meets: here for 32 of them and two layers, not for 256 and a GELU."""
+    told = subprocess.run(
+        [sys.executable, "-c", MANY_LENGTHS],
+        env={**os.environ, "ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    made = [line for line in told.splitlines() if ",create:cache_miss," in line and ",reorder," not in line]
+    assert len(made) == 2 * 32

@@ -1,0 +1,82 @@
+"""Traced forwards: the same numbers whatever the shape, or no trace."""
+
+import logging
+
+import pytest
+import torch
+
+from encoders import AudioEncoder, ImageEncoder, TextEncoder
+from encoders.device import Compute
+from encoders.traced import last_hidden, traced
+
+CPU = Compute("cpu", "float32")
+
+
+class Means(torch.nn.Module):
+    """Of any shape."""
+
+    def forward(self, x):
+        """[rows, n, ...] -> [rows, ...]."""
+        return x.mean(1) / x.shape[1]
+
+
+class Unrolled(torch.nn.Module):
+    """A loop in Python, which a trace holds fast."""
+
+    def forward(self, x):
+        """[rows, n] -> [rows]."""
+        return sum(x[:, i] for i in range(x.shape[1]))
+
+
+class Untraceable(torch.nn.Module):
+    """Ends where a tracer is at work."""
+
+    def forward(self, x):
+        """Nothing."""
+        if torch.jit.is_tracing():
+            raise NotImplementedError("no traces here")
+        return x
+
+
+def test_a_trace_gives_the_same_for_shapes_that_it_never_saw():
+    """Neither rows nor lengths are held fast."""
+    trace = traced(Means(), CPU, [torch.ones(2, 3)], [torch.ones(1, 5)])
+    assert isinstance(trace, torch.jit.ScriptModule)
+    x = torch.randn(7, 11)
+    torch.testing.assert_close(trace(x), Means()(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [(Unrolled(), "the trace differs for inputs of the shapes [2, 4]"), (Untraceable(), "no traces here")],
+)
+def test_what_no_trace_can_follow_runs_as_it_is(module, reason, caplog):
+    """And the log says why."""
+    with caplog.at_level(logging.WARNING, "encoders.traced"):
+        assert traced(module, CPU, [torch.ones(2, 3)], [torch.ones(5, 3)], [torch.ones(2, 4)]) is module
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().startswith("the model runs untraced")
+    assert reason in caplog.text
+
+
+def test_on_a_gpu_nothing_is_traced():
+    """Its forwards are launched, not run, by Python."""
+    module = Means()
+    assert traced(module, Compute("cuda", "bfloat16"), [torch.ones(2, 3)]) is module
+
+
+def test_the_bundled_encoders_run_traced():
+    """All three modalities, so that lanes do not wait for each other."""
+    forwards = [TextEncoder("bundled")._hidden, ImageEncoder("bundled")._encode_image, AudioEncoder("bundled")._hidden]
+    assert all(isinstance(forward, torch.jit.ScriptModule) for forward in forwards)
+
+
+def test_last_hidden_takes_inputs_in_their_order():
+    """As transformers' models take them."""
+
+    class Model(torch.nn.Module):
+        def forward(self, ids, mask):
+            """Two inputs."""
+            return type("Output", (), {"last_hidden_state": ids - mask})
+
+    assert last_hidden(Model())(torch.tensor(3), torch.tensor(1)) == 2
