@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from encoders._jpegs import Pixels, decode_jpeg
 from encoders._picture_files import check_picture_file
 from encoders._source import MediaLimits, article, describe, out_of_memory, read_source
-from encoders.errors import MediaError
+from encoders.errors import EncoderError, MediaError
 
 # Listed, since Pillow also reads formats that run other programs (EPS) or are seldom tested.
 FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -26,6 +26,7 @@ _KINDS: Final = {f"{name} picture" for name in ("AVIF", "BMP", "GIF", "HEIC", "J
 # How Pillow says it: Image size (400000000 pixels) exceeds limit of 178956970 pixels.
 _CLAIMED: Final = re.compile(r"\((\d+) pixels\)")
 _ROWS: Final = 256
+_TURNS: Final = {"exif", "xmp", "XML:com.adobe.xmp"}  # what may say that a picture lies on its side
 _ADVICE: Final = {"SVG drawing": "SVG is a vector drawing; export it as PNG"}
 # How Pillow names text chunks and colour profiles that unpack to more than it allows (1 MiB each, 64 MiB in all).
 _TEXT_BOMBS: Final = ("Decompressed data too large", "Too much memory used in text chunks")
@@ -40,6 +41,26 @@ def decode_image(source: bytes | Path, limits: MediaLimits = MediaLimits()) -> I
     """
     picture = _decode(source, limits)
     return picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+
+
+def upright_rgb(picture: Any) -> Image.Image:
+    """A PIL image as `decode_image` would give it: upright, on white, RGB.
+
+    Raises:
+        MediaError: `empty`, it has no pixels, or `undecodable`: it was opened and not yet read, or is of a mode that has no RGB.
+        EncoderError: it is no PIL image.
+    """
+    if not isinstance(picture, Image.Image):
+        advice = "encoders.media.decode_image makes one of a file (a Path) or its bytes"
+        raise EncoderError(f"a picture must be a PIL image, not the {type(picture).__name__} {picture!r:.40}; {advice}")
+    if not all(picture.size):
+        raise MediaError("empty", f"the picture has no pixels: it is {picture.width} x {picture.height}")
+    try:
+        picture.load()
+        turned = _upright(picture.copy()) if _TURNS & picture.info.keys() else picture  # the caller's stays as it is
+        return _to_rgb(turned)
+    except Exception as error:  # see decode_image
+        raise MediaError("undecodable", f"the picture cannot be read as RGB: {error}") from error
 
 
 def decode_pixels(source: bytes | Path, limits: MediaLimits) -> tuple[tuple[int, int], bytes | memoryview]:
@@ -61,7 +82,10 @@ def _decode(source: bytes | Path, limits: MediaLimits) -> Image.Image | Pixels:
         pixels = decode_jpeg(data, picture) if kind == "JPEG picture" else None
         if pixels is None:
             picture.load()
-            return _to_rgb(_upright(picture))
+            picture = _to_rgb(_upright(picture))
+            for name in _TURNS:  # what damaged EXIF leaves behind would turn it again
+                picture.info.pop(name, None)
+            return picture
         return _upright_pixels(pixels, picture)
     except MediaError:
         raise
@@ -109,7 +133,8 @@ def _unidentified(kind: str) -> MediaError:
         return MediaError("unsupported_format", _ADVICE[kind])
     if kind in _KINDS:
         return MediaError("undecodable", f"the file begins like {article(kind)}, but its header is damaged")
-    return MediaError("unsupported_format", f"the file holds {article(kind)}, not a picture ({_SUPPORTED})")
+    needed = "one of the supported formats" if kind.endswith("picture") else "a picture"
+    return MediaError("unsupported_format", f"the file holds {article(kind)}, not {needed} ({_SUPPORTED})")
 
 
 def _damaged(data: bytes, error: Exception) -> MediaError:
@@ -133,7 +158,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _upright_pixels(pixels: Pixels, header: Image.Image) -> Image.Image | Pixels:
     """Most pictures stand upright already and stay an array."""
-    if not {"exif", "xmp"} & header.info.keys():
+    if not _TURNS & header.info.keys():
         return pixels
     picture = Image.fromarray(pixels)
     picture.info = header.info

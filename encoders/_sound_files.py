@@ -14,6 +14,7 @@ from encoders.errors import MediaError
 
 # A WAV or AU that was written into a pipe declares one of these: its length was not known.
 _UNKNOWN_LENGTHS: Final = frozenset({0, 0xFFFFFFFF})
+_CHUNK_HEADER_BYTES: Final = 8  # a name and a size
 _OGG_END_OF_STREAM: Final = 4
 # Ogg's checksum takes each byte's highest bit first (RFC 3533, 6), zlib's the lowest: the bytes are mirrored, then the result.
 _MIRRORED: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -51,7 +52,7 @@ def _need(data: bytes, end: int, kind: str) -> None:
 
 
 def _check_wav(data: bytes) -> None:
-    """The data chunk must fit. RF64 keeps 64-bit sizes in its ds64 chunk (EBU Tech 3306)."""
+    """The data chunk must fit, and be followed, within the RIFF, by nothing or a chunk. RF64 keeps 64-bit sizes in its ds64 chunk (EBU Tech 3306)."""
     position, long_size = 12, 0
     while position + 8 <= len(data):
         name, size = struct.unpack_from("<4sI", data, position)
@@ -61,9 +62,29 @@ def _check_wav(data: bytes) -> None:
             size = long_size if size == 0xFFFFFFFF else size
             if size not in _UNKNOWN_LENGTHS:
                 _need(data, position + 8 + size, "WAV sound")
+                _check_after_wav(data, position + 8 + size, size)
             return
         position += 8 + size + size % 2
     raise MediaError("truncated", "the WAV sound breaks off before its samples")
+
+
+def _check_after_wav(data: bytes, end: int, size: int) -> None:
+    """Refuse samples behind the data chunk, as far as the RIFF itself reaches: the chunk's size was declared too small.
+
+    Chunks, also where the pad byte after an odd size is missing or one too many, tags and zeros may stand there.
+    """
+    declared = min(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
+    if declared - end <= _CHUNK_HEADER_BYTES or any(_is_chunk_name(data[at : at + 4]) for at in (end, end + 1)):
+        return
+    if data[end:declared].strip(b"\0"):
+        raise MediaError(
+            "undecodable",
+            f"the WAV sound is damaged: it declares {size:,} bytes of samples, and what follows them at byte {end:,} is no chunk",
+        )
+
+
+def _is_chunk_name(name: bytes) -> bool:
+    return name.startswith(b"ID3") or (name[:1] != b"\0" and all(0x20 <= byte <= 0x7E or byte == 0 for byte in name))
 
 
 def _check_wave64(data: bytes) -> None:

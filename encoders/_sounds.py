@@ -159,7 +159,8 @@ def _check_shape(rate: int, channels: int, seconds: float, limits: MediaLimits) 
             "unsupported_format", f"a sampling rate of {rate} Hz is outside {MIN_RATE_HZ} .. {MAX_RATE_HZ} Hz"
         )
     if not 1 <= channels <= MAX_CHANNELS:
-        raise MediaError("unsupported_format", f"{channels} channels are not supported; at most {MAX_CHANNELS}")
+        count = f"{channels} channels are" if channels else "the number of channels that its header declares is"
+        raise MediaError("unsupported_format", f"{count} not supported; 1 to {MAX_CHANNELS} are")
     if seconds > limits.max_audio_seconds:
         raise MediaError("too_large", f"the sound lasts {seconds:.0f} s; the limit is {limits.max_audio_seconds:.0f} s")
 

@@ -54,6 +54,9 @@ _SIGNATURES: Final = (
     (0, b"OggS", "Ogg sound"),
     (0, b"FORM", "AIFF sound"),
     (0, b".snd", "AU sound"),
+    (0, b"\x00\x00\x01\x00", "ICO picture"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000 picture"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000 picture"),
     (0, b"riff\x2e\x91\xcf\x11", "Wave64 sound"),
     (0, b"ID3", "MP3 sound"),
     (0, b"\xff\xfb", "MP3 sound"),  # MPEG 1, layer III; without, and below with, checksums

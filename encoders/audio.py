@@ -4,6 +4,7 @@ A clip is cut into fixed windows; a vector is the mean over a window's frames, t
 batched: wav2vec2-base normalises over time, so that padding would change its output.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoders._sounds import SAMPLE_RATE_HZ
-from encoders.device import Compute, choose_compute, once
+from encoders.device import Compute, check_compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
@@ -76,13 +77,15 @@ class AudioEncoder(Stages):
         revision: str | None = None,
         whitening: str | Path | None = None,
     ) -> None:
+        self._device, self._dtype = check_compute(device, dtype)
         if source == BUNDLED:
             from encoders.bundled.wav2vec2 import BundledWav2Vec2
 
             self._source: AudioModel = BundledWav2Vec2()
         else:
             self._source = _FolderModel(resolve_source(source, revision=revision), slugify(Path(source).name))
-        self._device, self._dtype = device, dtype
+        if not math.isfinite(window_seconds):
+            raise EncoderError(f"window_seconds {window_seconds} must be a finite number")
         self._window = int(window_seconds * SAMPLE_RATE_HZ)
         self._shortest = _receptive_field(self._source.config())
         if self._window < self._shortest:
@@ -107,16 +110,23 @@ class AudioEncoder(Stages):
     def prepare(self, items: Sequence[Clip], *, query: bool = False) -> list[tuple[Unit, ...]]:
         """One unit per window of each clip; the group is the window's length.
 
+        Less than a frame is repeated until it is one; files that short are refused where they are decoded.
+
         Raises:
-            MediaError: `too_short` or `not_finite`.
-            EncoderError: queries are texts, and this space takes none.
+            MediaError: `too_short`, without samples, or `not_finite`.
+            EncoderError: an item is no clip; queries are texts, and this space takes none.
         """
         if query:
             raise EncoderError(f"space {self.space.space_id} takes no text queries; give a sound")
         return [tuple(Unit(len(window), len(window), window) for window in self._windows(clip)) for clip in items]
 
-    def _windows(self, clip: Clip) -> list[Clip]:
+    def _windows(self, clip: Any) -> list[Clip]:
         """The clip's windows, the last one aligned to its end so that all are of one length."""
+        if not isinstance(clip, np.ndarray):
+            advice = "encoders.media.decode_audio makes one of a file (a Path) or its bytes"
+            raise EncoderError(
+                f"a clip must be an array of samples, not the {type(clip).__name__} {clip!r:.40}; {advice}"
+            )
         if clip.ndim != 1 or not np.isfinite(clip).all():
             raise MediaError(
                 "not_finite", f"the clip must be a finite mono signal, not one of shape {list(clip.shape)}"
@@ -146,8 +156,9 @@ class AudioEncoder(Stages):
         """Mean over frames [windows, dim]."""
         import torch
 
+        hidden_of = self._hidden  # made outside of inference mode
         with torch.inference_mode():
-            return self._hidden(batch).float().mean(1)
+            return hidden_of(batch).float().mean(1)
 
     def warm_up(self) -> None:
         """Load the model and run one forward."""
@@ -163,13 +174,12 @@ class AudioEncoder(Stages):
         """Hidden states [windows, frames, dim] of samples [windows, samples]."""
 
         def inputs(rows: int, samples: int) -> Any:
-            noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
-            return [self.collate([Unit("audio", samples, noise)] * rows)]
+            noise = np.random.default_rng(rows).standard_normal((rows, samples)).astype(np.float32)
+            return [self.collate([Unit("audio", samples, row) for row in noise])]
 
-        shortest, longer = self._shortest, self._shortest + SAMPLE_RATE_HZ
-        return traced(
-            last_hidden(self._model), self.compute, inputs(2, longer), inputs(1, shortest), inputs(3, shortest)
-        )
+        forward, shortest = last_hidden(self._model, "input_values"), self._shortest
+        others = (inputs(1, shortest), inputs(3, shortest), inputs(1, self._window))
+        return traced(forward, self.compute, self.space.space_id, inputs(2, 2 * shortest), *others)
 
     @once
     def _model(self) -> Any:

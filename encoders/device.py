@@ -6,6 +6,7 @@ cosine of about .9999.
 """
 
 import functools
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from encoders.errors import EncoderError
 
 T = TypeVar("T")
 DTYPES: Final = ("float32", "bfloat16", "float16")
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 _CPU_FLAGS_WITH_BF16: Final = frozenset({"amx_bf16", "avx512_bf16"})
 
 
@@ -67,14 +69,26 @@ class Compute:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
+def check_compute(device: str, dtype: str | None) -> tuple[str, str | None]:
+    """Return a device and a precision that there are, whether this machine has them or not.
+
+    Raises:
+        EncoderError: an unknown device or precision.
+    """
+    if not _DEVICE.fullmatch(str(device)):
+        raise EncoderError(f"device {device!r} must be auto, cpu, cuda, or cuda:N for the GPU of number N")
+    if dtype is not None and dtype not in DTYPES:
+        raise EncoderError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
+    return device, dtype
+
+
 def choose_compute(device: str = "auto", dtype: str | None = None) -> Compute:
     """Resolve `auto`; `dtype=None` means the fastest precision of the device that keeps vectors the same.
 
     Raises:
-        EncoderError: an unknown precision, or CUDA asked for where there is none.
+        EncoderError: an unknown device or precision, or CUDA asked for where there is none.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise EncoderError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}")
+    check_compute(device, dtype)
     if device == "auto":
         device = "cuda" if _cuda_available() else "cpu"
     elif device.startswith("cuda") and not _cuda_available():

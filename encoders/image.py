@@ -8,13 +8,16 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+import numpy as np
+
+from encoders._pictures import upright_rgb
 from encoders.compiled import PaddedRows
-from encoders.device import Compute, choose_compute, once
+from encoders.device import Compute, check_compute, choose_compute, once
 from encoders.errors import WeightsError
 from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
-from encoders.tokens import TokenCounts, count_padded
+from encoders.tokens import TokenCounts, check_texts, count_padded
 from encoders.traced import traced
 from encoders.vectors import Vectors
 from encoders.weights import (
@@ -84,13 +87,14 @@ class ImageEncoder(Stages):
         whitening: str | Path | None = None,
         compile: bool = False,  # noqa: A002  (the option's name)
     ) -> None:
+        self._device, self._dtype = check_compute(device, dtype)
         if source == BUNDLED:
             from encoders.bundled.clip import BundledClip
 
             self._source: ClipModel = BundledClip()
         else:
             self._source = _FolderClip(resolve_source(source, revision=revision), slugify(Path(source).name))
-        self._device, self._dtype, self._compile = device, dtype, compile
+        self._compile = compile
         self._tokenizer_lock = threading.Lock()
         recipe = {**self._source.recipe(), "max_aspect": MAX_ASPECT, "normalisation": "l2"}
         self.whitening = load_for(whitening, self._source.dim)
@@ -110,15 +114,22 @@ class ImageEncoder(Stages):
         return encode_all(self, texts, query=True)
 
     def prepare(self, items: Sequence[Any], *, query: bool = False) -> list[tuple[Unit, ...]]:
-        """One unit per item: a picture's pixels [3, h, w], or a query's token ids [context length]."""
+        """One unit per item: a picture's pixels [3, h, w], or a query's token ids [context length].
+
+        A picture is a PIL image, of any mode: it is turned upright and laid on white, as `encoders.media.decode_image` does with a file's.
+
+        Raises:
+            MediaError: `empty`, a picture has no pixels, or `undecodable`.
+            EncoderError: an item is no picture, or a query is no text.
+        """
         if not query:
-            return [(Unit("image", 1, self._loaded.transform(trim_aspect(picture))),) for picture in items]
+            return [(Unit("image", 1, self._loaded.transform(trim_aspect(upright_rgb(one)))),) for one in items]
         return [(Unit("text", len(row), row),) for row in self._tokenize(items)]
 
     def _tokenize(self, texts: Sequence[str]) -> Any:
         """Token ids [n, context length]; a tokenizer's settings may change in a call, so it is one at a time."""
         with self._tokenizer_lock:
-            return self._loaded.tokenize(list(texts))
+            return self._loaded.tokenize(list(check_texts(texts)))
 
     def count_tokens(self, texts: Sequence[str]) -> TokenCounts:
         """How the text tower's tokenizer reads texts; of nothing where it knows no [UNK], since it then reads everything."""
@@ -143,13 +154,14 @@ class ImageEncoder(Stages):
         import torch
 
         group, inputs = batch
+        encode = self._encode_text if group == "text" else self._encode_image  # made outside of inference mode
         with torch.inference_mode():
-            return self._model.encode_text(inputs) if group == "text" else self._encode_image(inputs)
+            return encode(inputs)
 
     def compile_forwards(self) -> None:
         """Compile the image tower for whole batches, where it is to be compiled."""
         if self._compile and isinstance(self._encode_image, PaddedRows):
-            self._encode_image.compile(self._blank(1))
+            self._encode_image.compile(self._noise(1))
 
     def warm_up(self) -> None:
         """Load the model and run one forward of each tower."""
@@ -171,13 +183,37 @@ class ImageEncoder(Stages):
         tower: Callable[[Any], Any] = self._model.visual
         if self._compile:
             return PaddedRows(tower, self.compute, self.budget("image"))
-        return traced(tower, self.compute, [self._blank(2)], [self._blank(1)], [self._blank(3)])
+        inputs = ([self._noise(rows)] for rows in (2, 1, 3))
+        return traced(tower, self.compute, self.space.space_id, *inputs)
 
-    def _blank(self, rows: int) -> Any:
-        """Pixels [rows, 3, h, w] of pictures of nothing."""
+    def _noise(self, rows: int) -> Any:
+        """Pixels [rows, 3, h, w] of pictures of noise."""
         from PIL import Image
 
-        return self.collate(self.prepare([Image.new("RGB", (64, 64))])[0] * rows)[1]
+        noise = np.random.default_rng(rows).integers(0, 256, (rows, 64, 64, 3), np.uint8)
+        return self.collate([unit for (unit,) in self.prepare([Image.fromarray(one) for one in noise])])[1]
+
+    @once
+    def _encode_text(self) -> Callable[[Any], Any]:
+        import torch
+
+        model = self._model
+
+        class TextTower(torch.nn.Module):
+            """Projected rows [rows, dim] of token ids [rows, context length]."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = model
+
+            def forward(self, ids: Any) -> Any:
+                return self.model.encode_text(ids)
+
+        def inputs(*texts: str) -> Any:
+            return [self.collate([unit for (unit,) in self.prepare(texts, query=True)])[1]]
+
+        others = (inputs("a"), inputs("two words", "a", "three more words"))
+        return traced(TextTower().eval(), self.compute, self.space.space_id, inputs("a text", "another"), *others)
 
     @once
     def _loaded(self) -> LoadedClip:

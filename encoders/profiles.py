@@ -6,6 +6,8 @@
     text: {source: intfloat/e5-base-v2, template: "passage: {text}", query_prefix: "query: "}
     image: {source: models/my-clip}
     audio: bundled
+
+A source is a hub id, a folder (from the file's own), or `bundled`; the options are those of the encoders' constructors.
 """
 
 import argparse
@@ -46,12 +48,22 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "audio": {"source": "facebook/wav2vec2-large-xlsr-53", "slug": "wav2vec2_xlsr_53"},
     },
 }
-_COMMON_OPTIONS: Final = frozenset({"source", "slug", "device", "dtype", "revision", "whitening"})
-_OPTIONS: Final = {
-    "text": _COMMON_OPTIONS | {"compile", "max_length", "template", "query_prefix", "pooling"},
-    "image": _COMMON_OPTIONS | {"compile"},
-    "audio": _COMMON_OPTIONS | {"window_seconds"},
+_COMMON_OPTIONS: Final[Mapping[str, type]] = dict.fromkeys(
+    ("source", "slug", "device", "dtype", "revision", "whitening"), str
+)
+_OPTIONS: Final[Mapping[str, Mapping[str, type]]] = {
+    "text": {
+        **_COMMON_OPTIONS,
+        "compile": bool,
+        "max_length": int,
+        "template": str,
+        "query_prefix": str,
+        "pooling": str,
+    },
+    "image": {**_COMMON_OPTIONS, "compile": bool},
+    "audio": {**_COMMON_OPTIONS, "window_seconds": float},
 }
+_KINDS: Final[Mapping[type, str]] = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True)
@@ -159,24 +171,38 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ProfileError(f"profile {path} cannot be read as YAML: {error}") from error
-    if not isinstance(data, dict) or not data or not set(data) <= set(MODALITIES):
+    if not isinstance(data, dict) or not data:
         raise ProfileError(f"profile {path} must map some of {', '.join(MODALITIES)} to their encoders")
+    if unknown := [str(name) for name in data if name not in MODALITIES]:
+        raise ProfileError(f"profile {path} names {', '.join(unknown)}; there are {', '.join(MODALITIES)}")
     return {modality: _read_entry(path, modality, entry) for modality, entry in data.items() if entry is not None}
 
 
 def _read_entry(path: Path, modality: str, entry: Any) -> dict[str, Any]:
     options = {"source": entry} if isinstance(entry, str) else entry
-    if not isinstance(options, dict) or "source" not in options:
+    if not isinstance(options, dict) or options.get("source") is None:
         raise ProfileError(f"profile {path}: {modality} must be a source, or a mapping with a source")
-    if unknown := set(options) - _OPTIONS[modality]:
+    if unknown := set(options) - set(_OPTIONS[modality]):
         known = ", ".join(sorted(_OPTIONS[modality]))
-        raise ProfileError(f"profile {path}: {modality} has unknown options {sorted(unknown)}; known: {known}")
-    options = dict(options)
+        raise ProfileError(
+            f"profile {path}: {modality} has unknown options {sorted(map(str, unknown))}; known: {known}"
+        )
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, value in options.items():
+        if not _is_a(value, _OPTIONS[modality][name]):
+            raise ProfileError(
+                f"profile {path}: {modality}'s {name} must be {_KINDS[_OPTIONS[modality][name]]}, not {value!r}"
+            )
     if options["source"] != BUNDLED and (folder := path.parent / str(options["source"])).is_dir():
         options["source"] = folder
     if "whitening" in options:
         options["whitening"] = path.parent / str(options["whitening"])
     return options
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a YAML value is of that kind: true and false are no numbers, and a whole number is one."""
+    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def spaces_yaml() -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from encoders.batching import in_windows, plan_groups
 from encoders.device import Compute
-from encoders.errors import MediaError
+from encoders.errors import EncoderError, MediaError
 from encoders.space import EmbeddingSpace
 from encoders.vectors import Progress, Vectors, finished, to_numpy
 from encoders.whitening import Whitening
@@ -169,7 +169,10 @@ def encode_all(
 
     Raises:
         MediaError: an item cannot be encoded; its index is in the message.
+        EncoderError: one text was given where a list is wanted, or an item is of a wrong type.
     """
+    if isinstance(items, (str, bytes)):
+        raise EncoderError(f"items must be a list, even of one: [{items!r:.40}]")
     if not len(items):
         return np.zeros((0, encoder.space.dim), dtype=np.float32)
     pooled: list[NDArray[np.float32]] = []

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from encoders.compiled import Packed, PackedText, check_family
-from encoders.device import Compute, choose_compute, once
+from encoders.device import Compute, check_compute, choose_compute, once
 from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
-from encoders.tokens import FolderTokenizer, TokenCounts
+from encoders.tokens import FolderTokenizer, TokenCounts, check_texts
 from encoders.traced import last_hidden, traced
 from encoders.vectors import Vectors
 from encoders.weights import (
@@ -32,8 +32,9 @@ POOLINGS: Final = ("mean", "cls")
 # One core multiplies as fast from 512 tokens on; more would only pad more (1.04 times the tokens against 1.065 at 1,024).
 PADDED_TOKENS_PER_BATCH: Final = {"cpu": 512, "cuda": 32768}
 LONGEST_DEFAULT_TOKENS: Final = 512
+LEAST_TOKENS: Final = 3  # one between the two special ones
+UNBOUNDED_TOKENS: Final = 1 << 20  # of models whose positions are relative
 WARM_UP_TEXT: Final = "warm up"
-_SOME_TOKEN: Final = 2  # its id; any will do
 _OFFSET_POSITIONS: Final = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start after the padding id
 
 
@@ -44,7 +45,7 @@ class TextEncoder(Stages):
         source: hub id, local folder, or `bundled`.
         slug: the space's readable part; by default made from `source`.
         device: `auto`, `cpu`, `cuda` ...; `dtype` overrides the precision.
-        max_length: tokens kept of a text; by default what the model was made for.
+        max_length: tokens kept of a text, at most the model's positions; by default what the model was made for.
         template: how a stored text is worded, with `{text}` in it (such as `passage: {text}`).
         query_prefix: put before a query's text.
         pooling: `mean` over the tokens, or `cls`.
@@ -68,6 +69,7 @@ class TextEncoder(Stages):
         whitening: str | Path | None = None,
         compile: bool = False,  # noqa: A002  (the option's name)
     ) -> None:
+        self._device, self._dtype = check_compute(device, dtype)
         if "{text}" not in template:
             raise EncoderError(f"text template {template!r} must contain {{text}}")
         if pooling not in POOLINGS:
@@ -77,10 +79,10 @@ class TextEncoder(Stages):
 
             source, slug = minilm_folder(), slug or "minilm_l6"
         self._folder = resolve_source(source, revision=revision)
-        self._device, self._dtype, self._compile = device, dtype, compile
+        self._compile = compile
         self._template, self._query_prefix, self._pooling = template, query_prefix, pooling
         config = read_config(self._folder)
-        self.max_length = max_length or _default_max_length(self._folder, config)
+        self.max_length = _max_length(max_length, self._folder, config)
         if compile:
             check_family(config.get("model_type", ""))
         self.whitening = load_for(whitening, config.get("hidden_size"))
@@ -122,6 +124,7 @@ class TextEncoder(Stages):
         return [(Unit("text", len(ids), ids),) for ids in rows]
 
     def _worded(self, texts: Sequence[str], *, query: bool) -> list[str]:
+        check_texts(texts)
         if query:
             return [self._query_prefix + text for text in texts]
         return [self._template.replace("{text}", text) for text in texts]
@@ -154,9 +157,9 @@ class TextEncoder(Stages):
         if isinstance(batch, Packed):
             return self._packed(batch)
         ids, mask = batch
+        hidden_of = self._hidden  # made outside of inference mode
         with torch.inference_mode():
-            hidden = self._hidden(ids, mask)  # [rows, tokens, dim]
-            return pool(hidden, mask, self._pooling)
+            return pool(hidden_of(ids, mask), mask, self._pooling)
 
     def compile_forwards(self) -> None:
         """Compile the model for packed rows, where it is to be compiled."""
@@ -183,15 +186,17 @@ class TextEncoder(Stages):
     @once
     def _hidden(self) -> Callable[[Any, Any], Any]:
         """Hidden states [rows, tokens, dim] of token ids and mask, each [rows, tokens]."""
-        forward: Callable[..., Any] = last_hidden(self._model)
+        forward: Callable[..., Any] = last_hidden(self._model, "input_ids", "attention_mask")
         if self._compile:
             return forward  # it sees few batches: those that do not fill the compiled shapes
 
         def inputs(*lengths: int) -> Any:
-            return self.collate([Unit("text", length, [_SOME_TOKEN] * length) for length in lengths])
+            ids = [[2 + (place + length) % 7 for place in range(length)] for length in lengths]
+            return self.collate([Unit("text", len(row), row) for row in ids])
 
-        some = min(7, self.max_length)
-        return traced(forward, self.compute, inputs(2, 3), inputs(some), inputs(some, 2, 3), inputs(self.max_length))
+        some, long = (min(length, self.max_length) for length in (7, LONGEST_DEFAULT_TOKENS))
+        others = (inputs(some), inputs(some, 2, 3), inputs(long))
+        return traced(forward, self.compute, self.space.space_id, inputs(2, 3), *others)
 
     @once
     def _packed(self) -> PackedText:
@@ -233,12 +238,22 @@ def load_transformer(folder: Path) -> Any:
     return model
 
 
-def _default_max_length(folder: Path, config: dict[str, Any]) -> int:
+def _max_length(asked: int | None, folder: Path, config: dict[str, Any]) -> int:
+    positions = int(config.get("max_position_embeddings") or UNBOUNDED_TOKENS)
+    if config.get("model_type") in _OFFSET_POSITIONS:
+        positions -= 2
+    if asked is None:
+        return min(positions, _recommended_max_length(folder))
+    if not LEAST_TOKENS <= asked <= positions:
+        raise EncoderError(
+            f"max_length {asked} must be {LEAST_TOKENS} to {positions}, the number of the model's positions"
+        )
+    return asked
+
+
+def _recommended_max_length(folder: Path) -> int:
     if (folder / "sentence_bert_config.json").is_file():
         stated = read_config(folder, "sentence_bert_config.json").get("max_seq_length")
         if stated:
             return int(stated)
-    positions = config.get("max_position_embeddings") or LONGEST_DEFAULT_TOKENS
-    if config.get("model_type") in _OFFSET_POSITIONS:
-        positions -= 2
-    return min(int(positions), LONGEST_DEFAULT_TOKENS)
+    return LONGEST_DEFAULT_TOKENS

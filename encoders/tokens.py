@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from encoders.errors import EncoderError
 from encoders.weights import quiet
 
 
@@ -32,6 +33,14 @@ class TokenCounts:
         return TokenCounts(
             self.texts + other.texts, self.cut + other.cut, self.tokens + other.tokens, self.unknown + other.unknown
         )
+
+
+def check_texts(items: Sequence[Any]) -> Sequence[str]:
+    """Return `items`, or raise `EncoderError` where one is no text."""
+    for item in items:
+        if not isinstance(item, str):
+            raise EncoderError(f"a text must be a str, not the {type(item).__name__} {item!r:.40}")
+    return items
 
 
 class FolderTokenizer:

@@ -11,6 +11,7 @@ import logging
 import mmap
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ _TOKENIZER_FILES: Final = (
     "merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "vocab.json", "vocab.txt",
 )  # fmt: skip
+_quiet_lock = threading.RLock()
 
 
 def resolve_source(source: str | Path, *, revision: str | None = None) -> Path:
@@ -180,24 +182,26 @@ def files_digest(files: Iterable[Path]) -> str:
 def quiet() -> Iterator[None]:
     """Keep third-party loaders from printing bars, reports and warnings; what they raise still comes through.
 
-    They also log on the root logger, which installs a handler there where none is: a passing one prevents that.
+    They also log on the root logger, which installs a handler there where none is: a passing one prevents that. What is set is the
+    process's, so that it is for one thread at a time: others wait.
     """
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    root, guard, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    bars_were_on = not are_progress_bars_disabled()
-    disable_progress_bars()
-    root.addHandler(guard)
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), _quiet_transformers():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        root.removeHandler(guard)
-        if bars_were_on:
-            enable_progress_bars()
+    with _quiet_lock:
+        root, guard, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
+        bars_were_on = not are_progress_bars_disabled()
+        disable_progress_bars()
+        root.addHandler(guard)
+        logging.disable(logging.ERROR)
+        try:
+            with warnings.catch_warnings(), _quiet_transformers():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(level)
+            root.removeHandler(guard)
+            if bars_were_on:
+                enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,10 @@ Source = tuple[str, Media]
 
 
 def sources(texts: Sequence[str], images: Sequence[Media], audio: Sequence[Media]) -> list[Source]:
-    """(field, content) of texts, then pictures, then sounds."""
+    """(field, content) of texts, then pictures, then sounds; `TypeError` where one is given for a list."""
+    for name, given in {"texts": texts, "images": images, "audio": audio}.items():
+        if isinstance(given, (str, bytes, Path)):
+            raise TypeError(f"{name} must be a list, even of one, not a {type(given).__name__}")
     return [
         *(("text", text) for text in texts),
         *(("image", image) for image in images),

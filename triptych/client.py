@@ -146,12 +146,17 @@ class Client:
         `space` is the target space (a text query into an image space); `role` is `DOCUMENT` or `QUERY`; `priority` is `INTERACTIVE`
         (somebody waits) or `BULK` (a job, which leaves the way to the others). More than 64 go in several requests, each of which may
         take the client's `timeout`, waiting to be let in included.
+
+        Raises:
+            ClientError: the server refused the request or could not be reached; an item's own trouble is in its `Embedded`.
+            ValueError: there is no such role or priority.
+            TypeError: one text, picture or sound was given for a list of them.
         """
         options: dict[str, Any] = {
             "space_id": space,
             "expected_space_id": expected_space,
-            "role": embedding_pb2.EmbedRole.Value(f"EMBED_ROLE_{role}"),
-            "priority": embedding_pb2.EmbedPriority.Value(f"EMBED_PRIORITY_{priority}"),
+            "role": _choice(embedding_pb2.EmbedRole, "EMBED_ROLE_", role),
+            "priority": _choice(embedding_pb2.EmbedPriority, "EMBED_PRIORITY_", priority),
         }
 
         def send(chunk: list[Source]) -> list[Embedded]:
@@ -299,6 +304,14 @@ class AdminClient:
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
+
+
+def _choice(kind: Any, prefix: str, name: str) -> Any:
+    """The value of an enum by its name without the prefix, in capitals or not."""
+    names = [one.removeprefix(prefix) for one in kind.keys()]  # noqa: SIM118  (no mapping)
+    if name.upper() not in names:
+        raise ValueError(f"{name!r} must be one of {', '.join(names)}")
+    return kind.Value(prefix + name.upper())
 
 
 def _query(query: common_pb2.Query | str | None) -> common_pb2.Query | None:

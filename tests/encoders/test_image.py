@@ -1,10 +1,13 @@
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from encoders import ImageEncoder
-from encoders.errors import WeightsError
+from encoders.errors import EncoderError, MediaError, WeightsError
 from encoders.image import MAX_ASPECT, trim_aspect
+from encoders.media import decode_image
 from tests.encoders.conftest import TINY_CLIP
 from tests.encoders.media_files import noise_picture, picture
 
@@ -71,6 +74,57 @@ def test_bfloat16_gives_the_same_space_and_nearly_the_same_vectors(clip_folder):
     pictures = [noise_picture(seed) for seed in range(6)]
     assert (exact.encode(pictures) * fast.encode(pictures)).sum(1).min() > 0.999
     assert (exact.encode_query(["a bird"]) * fast.encode_query(["a bird"])).sum() > 0.999
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "I;16", "CMYK"])
+def test_a_pil_image_of_any_mode_has_the_vector_of_its_file(clip_folder, mode):
+    """It is laid on white, and scaled to 8 bits, as a file is."""
+    encoder = ImageEncoder(clip_folder, dtype="float32")
+    drawn = noise_picture(size=(40, 30)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        drawn = Image.fromarray(np.asarray(drawn).astype(np.uint16) * 200)
+    if mode in {"RGBA", "LA"}:
+        drawn.putalpha(Image.linear_gradient("L").resize(drawn.size))
+    file = io.BytesIO()
+    drawn.save(file, "TIFF" if mode == "CMYK" else "PNG")
+    opened = encoder.encode([Image.open(io.BytesIO(file.getvalue()))])
+    np.testing.assert_allclose(opened, encoder.encode([decode_image(file.getvalue())]), atol=1e-6)
+
+
+def test_a_pil_image_is_turned_upright_and_left_as_it_is(clip_folder):
+    """By its EXIF orientation."""
+    encoder, file = ImageEncoder(clip_folder, dtype="float32"), io.BytesIO()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    noise_picture(size=(60, 20)).save(file, "JPEG", exif=exif)
+    opened = Image.open(file)
+    np.testing.assert_allclose(encoder.encode([opened]), encoder.encode([decode_image(file.getvalue())]), atol=1e-6)
+    assert opened.size == (60, 20)
+
+
+def test_a_pil_image_that_cannot_be_read_is_refused(clip_folder):
+    """One that was opened from a file that breaks off."""
+    file = io.BytesIO()
+    noise_picture().save(file, "JPEG")
+    opened = Image.open(io.BytesIO(file.getvalue()[:1500]))
+    with pytest.raises(MediaError, match="item 0: the picture cannot be read as RGB") as caught:
+        ImageEncoder(clip_folder).encode([opened])
+    assert caught.value.code == "undecodable"
+
+
+@pytest.mark.parametrize(
+    ("item", "complaint"),
+    [
+        ("a.png", "a picture must be a PIL image, not the str 'a.png'; encoders.media.decode_image makes one"),
+        (b"bytes", "not the bytes"),
+        (np.zeros((4, 4, 3), np.uint8), "not the ndarray"),
+        (Image.new("RGB", (0, 0)), "no pixels: it is 0 x 0"),
+    ],
+)
+def test_what_is_no_picture_is_named(clip_folder, item, complaint):
+    """With the remedy."""
+    with pytest.raises(EncoderError, match=complaint):
+        ImageEncoder(clip_folder).encode([item])
 
 
 def test_one_pixel_is_a_picture(clip_folder):

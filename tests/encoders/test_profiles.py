@@ -105,13 +105,19 @@ def test_a_profile_file_chooses_sources_and_options(bert_folder, wav2vec2_folder
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("video: bundled", "must map some of text, image, audio"),
+        ("{video: bundled, text: bundled}", "names video; there are text, image, audio"),
         ("[text]", "must map some of"),
         ("", "must map some of"),
         ("text: [a, b]", "text must be a source"),
         ("text: {slug: x}", "text must be a source"),
-        ("text: {source: bundled, colour: red}", r"unknown options \['colour'\]"),
+        ("text: {source: }", "text must be a source"),
+        ("text: {source: bundled, colour: red, 1: a}", r"unknown options \['1', 'colour'\]"),
         ("text: {", "cannot be read as YAML"),
+        ("text: {source: bundled, max_length: abc}", "text's max_length must be a whole number, not 'abc'"),
+        ("text: {source: bundled, max_length: true}", "text's max_length must be a whole number, not True"),
+        ("image: {source: bundled, compile: 'yes please'}", "image's compile must be true or false, not 'yes please'"),
+        ("audio: {source: bundled, window_seconds: [1]}", r"audio's window_seconds must be a number, not \[1\]"),
+        ("text: {source: bundled, template: 3}", "text's template must be text, not 3"),
     ],
 )
 def test_profiles_that_make_no_sense_are_refused(tmp_path, content, complaint):
@@ -121,6 +127,27 @@ def test_profiles_that_make_no_sense_are_refused(tmp_path, content, complaint):
     with pytest.raises(ProfileError, match=complaint) as caught:
         load_profile(path)
     assert "profile.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("text: {source: bundled, max_length: 5000}", "max_length 5000 must be 3 to 512"),
+        ("text: {source: bundled, max_length: -3}", "max_length -3 must be"),
+        ("text: {source: bundled, max_length: 0}", "max_length 0 must be"),
+        ("image: {source: bundled, device: tpu}", "device 'tpu' must be auto, cpu, cuda"),
+        ("audio: {source: bundled, dtype: int4}", "dtype 'int4' must be one of"),
+        ("audio: {source: bundled, window_seconds: -1}", "window_seconds -1 is shorter"),
+        ("audio: {source: bundled, window_seconds: .nan}", "window_seconds nan must be a finite number"),
+        ("text: {source: nobody/there, device: gpu}", "device 'gpu' must be"),
+    ],
+)
+def test_options_that_no_encoder_can_have_are_refused_at_once(tmp_path, content, complaint):
+    """Not when the first long text comes."""
+    path = tmp_path / "profile.yaml"
+    path.write_text(content)
+    with pytest.raises(EncoderError, match=complaint):
+        load_profile(path)
 
 
 def test_an_unknown_profile_is_refused():

@@ -285,6 +285,45 @@ def test_a_wav_that_declares_gigabytes(declared):
     assert len(decode_audio(bytes(data))) == 16_000
 
 
+INFO = b"LIST" + struct.pack("<I", 4) + b"INFO"
+
+
+def wav_with(declared, behind, *, riff=None, held=32_000):
+    """A WAV of 1 s whose data chunk declares so many bytes; `behind` comes after those that it holds."""
+    data = bytearray(FILES["wav"][: 44 + held])
+    size = data.index(b"data") + 4
+    struct.pack_into("<I", data, size, declared)
+    data += behind
+    struct.pack_into("<I", data, 4, len(data) - 8 if riff is None else riff)
+    return bytes(data)
+
+
+def test_a_wav_that_declares_less_than_it_holds():
+    """Samples behind the data chunk are no chunk: the file would be heard in part."""
+    assert "declares 1,000 bytes of samples, and what follows them at byte 1,044 is no chunk" in reason_of(
+        wav_with(1000, b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav_with(32_000, INFO),
+        wav_with(32_000, b"\0" + INFO),
+        wav_with(31_999, INFO),  # the last byte pads the odd size
+        wav_with(31_999, INFO, held=31_999),
+        wav_with(32_000, b"ID3\3" + bytes(30)),
+        wav_with(32_000, b"ab\0\0" + struct.pack("<I", 2) + b"hi"),
+        wav_with(32_000, bytes(64)),
+        wav_with(32_000, b"\xff" * 64, riff=32_036),  # behind the RIFF's own end
+        wav_with(32_000, b"\xff\xfe"),
+    ],
+)
+def test_what_may_follow_a_wavs_samples(data):
+    """A chunk, whose padding before it may be missing or one too many; a tag; zeros; anything behind the declared end; a stray byte or two."""
+    assert len(decode_audio(data)) in {15_999, 16_000}
+
+
 def test_a_flac_that_declares_a_year():
     """2^36 samples in a header cost nothing: the limit is named."""
     data = bytearray(FILES["flac"])

@@ -75,6 +75,16 @@ def test_batch_mates_and_order_change_nothing(bert_folder, words):
     assert together[0] @ encoder.encode(items[:1])[0] > 0.99999
 
 
+@pytest.mark.parametrize(
+    ("items", "complaint"),
+    [("hello", r"must be a list, even of one: \['hello'\]"), ([None], "a text must be a str, not the NoneType None")],
+)
+def test_what_is_no_list_of_texts_is_refused(exact, items, complaint):
+    """A text is a sequence too, of its letters."""
+    with pytest.raises(EncoderError, match=complaint):
+        exact.encode(items)
+
+
 def test_an_empty_text_is_what_its_special_tokens_are(exact):
     """Of nothing the reference's vector comes out; cleaning, which comes before the encoder, refuses it with a reason."""
     from encoders.errors import MediaError

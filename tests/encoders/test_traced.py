@@ -20,6 +20,15 @@ class Means(torch.nn.Module):
         return x.mean(1) / x.shape[1]
 
 
+class Mixing(torch.nn.Module):
+    """Holds the number of rows fast, so that others would be mixed."""
+
+    def forward(self, x):
+        """[rows, n] -> [rows, n]."""
+        held = int(x.shape[0])
+        return x.reshape(held, -1).flip(0).reshape(x.shape)
+
+
 class Unrolled(torch.nn.Module):
     """A loop in Python, which a trace holds fast."""
 
@@ -40,7 +49,7 @@ class Untraceable(torch.nn.Module):
 
 def test_a_trace_gives_the_same_for_shapes_that_it_never_saw():
     """Neither rows nor lengths are held fast."""
-    trace = traced(Means(), CPU, [torch.ones(2, 3)], [torch.ones(1, 5)])
+    trace = traced(Means(), CPU, "means", [torch.ones(2, 3)], [torch.ones(1, 5)])
     assert isinstance(trace, torch.jit.ScriptModule)
     x = torch.randn(7, 11)
     torch.testing.assert_close(trace(x), Means()(x))
@@ -48,35 +57,43 @@ def test_a_trace_gives_the_same_for_shapes_that_it_never_saw():
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [(Unrolled(), "the trace differs for inputs of the shapes [2, 4]"), (Untraceable(), "no traces here")],
+    [
+        (Unrolled(), "the trace differs for inputs of the shapes [2, 4]"),
+        (Mixing(), "the trace differs for inputs of the shapes [4, 3]"),
+        (Untraceable(), "no traces here"),
+    ],
 )
 def test_what_no_trace_can_follow_runs_as_it_is(module, reason, caplog):
     """And the log says why."""
     with caplog.at_level(logging.WARNING, "encoders.traced"):
-        assert traced(module, CPU, [torch.ones(2, 3)], [torch.ones(5, 3)], [torch.ones(2, 4)]) is module
+        inputs = ([torch.randn(shape)] for shape in ((2, 3), (4, 3), (2, 4)))
+        assert traced(module, CPU, "text_one_1", *inputs) is module
     assert len(caplog.records) == 1
-    assert caplog.records[0].getMessage().startswith("the model runs untraced")
+    assert caplog.records[0].getMessage().startswith("text_one_1 runs untraced")
     assert reason in caplog.text
 
 
 def test_on_a_gpu_nothing_is_traced():
     """Its forwards are launched, not run, by Python."""
     module = Means()
-    assert traced(module, Compute("cuda", "bfloat16"), [torch.ones(2, 3)]) is module
+    assert traced(module, Compute("cuda", "bfloat16"), "means", [torch.ones(2, 3)]) is module
 
 
 def test_the_bundled_encoders_run_traced():
-    """All three modalities, so that lanes do not wait for each other."""
-    forwards = [TextEncoder("bundled")._hidden, ImageEncoder("bundled")._encode_image, AudioEncoder("bundled")._hidden]
+    """All three modalities, and queries into the pictures' space, so that lanes do not wait for each other."""
+    text, image, audio = (kind("bundled", device="cpu") for kind in (TextEncoder, ImageEncoder, AudioEncoder))
+    for encoder in (text, image, audio):
+        encoder.warm_up()
+    forwards = [text._hidden, image._encode_image, image._encode_text, audio._hidden]
     assert all(isinstance(forward, torch.jit.ScriptModule) for forward in forwards)
 
 
-def test_last_hidden_takes_inputs_in_their_order():
-    """As transformers' models take them."""
+def test_last_hidden_gives_inputs_by_name():
+    """The second one of some families is not the mask."""
 
     class Model(torch.nn.Module):
-        def forward(self, ids, mask):
-            """Two inputs."""
+        def forward(self, ids, languages=0, mask=0):  # noqa: ARG002
+            """Two inputs, and one between them."""
             return type("Output", (), {"last_hidden_state": ids - mask})
 
-    assert last_hidden(Model())(torch.tensor(3), torch.tensor(1)) == 2
+    assert last_hidden(Model(), "ids", "mask")(torch.tensor(3), torch.tensor(1)) == 2

@@ -70,6 +70,19 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path, name, content, sai
         RecordFile(tmp_path / name)
 
 
+@pytest.mark.parametrize("before", [0, 10_000])
+def test_a_null_character_in_a_text_is_a_matter_of_that_text(tmp_path, before):
+    """Wherever it stands: cleaning drops it with other control characters."""
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "item_id,title\n"
+        + "a,a long text\n" * before
+        + "b,nu\0ll in a text among others that are as long as texts are wont to be\n"
+        + "c,d\n" * 20
+    )
+    assert dict(RecordFile(path))[before + 1]["title"].startswith("nu\0ll")
+
+
 def test_missing_file_is_named(tmp_path):
     """A path that is not there is in the error."""
     with pytest.raises(ManifestError, match=r"nowhere\.csv: no such file"):

@@ -324,7 +324,7 @@ def test_the_expected_space_passes_and_another_fails(live):
 def test_the_client_splits_what_is_too_much_for_one_call(live, tmp_path):
     """200 texts and a file come back in their order, from calls of at most 64, two of them at once, in the bulk lane."""
     texts = [f"text {i} {'e' * (1 + i % 9)}" for i in range(200)]
-    results = live.client.embed(texts=texts, priority="BULK")
+    results = live.client.embed(texts=texts, priority="bulk")
     for text, result in zip(texts, results, strict=True):
         np.testing.assert_allclose(result.vector, vector_of(text), atol=1e-6)
     assert live.value("triptych_calls_total", method="EmbeddingService/Embed", code="OK") == 4
@@ -332,6 +332,10 @@ def test_the_client_splits_what_is_too_much_for_one_call(live, tmp_path):
     missing = tmp_path / "missing.png"
     with pytest.raises(FileNotFoundError):
         live.client.embed(images=[missing])
+    with pytest.raises(ValueError, match="'URGENT' must be one of UNSPECIFIED, INTERACTIVE, BULK"):
+        live.client.embed(texts=["a"], priority="URGENT")
+    with pytest.raises(TypeError, match="texts must be a list"):
+        live.client.embed(texts="a")
 
 
 def test_the_client_comes_back_when_it_is_told(narrow):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from triptych.console import EXIT_PARTIAL, console, err, fail, print_json
@@ -29,7 +29,7 @@ Target = Annotated[
         help="host:port. [default: TRIPTYCH_TARGET, else the running server of this root, else 127.0.0.1:50051]"
     ),
 ]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for an answer.", min=0.001)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 ModelId = Annotated[str, typer.Option("--model-id", help="A loaded model. [default: the stable one]")]
 
@@ -216,7 +216,7 @@ def spaces(target: Target = None, timeout: Timeout = 10.0, as_json: AsJson = Fal
     if as_json:
         print_json([plain(space) for space in listed])
         return
-    table = Table("space", "modality", "kind", "dim", "embeds here", "items in memory")
+    table = Table(Column("space", no_wrap=True), "modality", "kind", "dim", "embeds here", "items in memory")
     for space in listed:
         embeds = "yes" if space.embeddable else "no"
         add(table, space.space_id, space.modality, space.kind, str(space.dim), embeds, str(space.items_loaded))

@@ -81,7 +81,7 @@ def image(
 def _names_a_file(query: str) -> bool:
     """Whether `query` is a file, or is spelt like a picture's that is missing."""
     path = Path(query)
-    return path.exists() or path.suffix.lower() in IMAGE_SUFFIXES
+    return path.is_file() or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 @app.command()
