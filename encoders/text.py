@@ -51,7 +51,8 @@ class TextEncoder(Stages):
         pooling: `mean` over the tokens, or `cls`.
         revision: of the hub id.
         whitening: a file of `encoders.whitening`, fitted on this encoder's vectors without it.
-        compile: compile the model for long bulk jobs, a minute or more at its first batches; no part of the space.
+        compile: compile the model for long bulk jobs, a minute or more at its first batches; no part of the space. A CPU without AMX
+            gains nothing by it (decision 013).
     """
 
     def __init__(
