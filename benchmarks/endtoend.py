@@ -103,16 +103,16 @@ def measure_encoders(options: Options, record: Record) -> None:
     encoders, count = load_profile("bundled"), QUICK_ITEMS if options.quick else ITEMS
     texts, pictures, loops = read_media(count)
     jobs = (
-        ("text", encoders.text, texts, lambda e: e._model),  # noqa: SLF001 - the peer is the very model inside
-        ("image", encoders.image, pictures, lambda e: e._model.visual),  # noqa: SLF001
-        ("audio", encoders.audio, loops, lambda e: e._model),  # noqa: SLF001
+        ("text", encoders.text, texts),
+        ("image", encoders.image, pictures),
+        ("audio", encoders.audio, loops),
     )
     repeats, threads = 2 if options.quick else 5, torch.get_num_threads()
     torch.set_num_threads(1)
-    for modality, encoder, media, model_of in jobs:
-        model, encode = model_of(encoder), partial(encoder.encode, media)
-        calls = record_calls(model, encode)
-        bare, whole = best_pair(repeats, partial(replay, model, calls), encode)
+    for modality, encoder, media in jobs:
+        encode = partial(encoder.encode, media)
+        batches = record_batches(encoder, encode)
+        bare, whole = best_pair(repeats, partial(replay, encoder, batches), encode)
         record.claim(f"encode_{modality}_of_bare_forward", bare / whole, "ratio", bar=0.6)
         record.note(f"encode_{modality}_items_per_second", round(len(media) / whole, 1))
         record.note(f"bare_forward_{modality}_items_per_second", round(len(media) / bare, 1))
@@ -133,27 +133,38 @@ def read_media(count: int) -> tuple[list[str], list[Any], list[Any]]:
     return [f"{item.title}. {item.description}" for item in good], pictures, loops
 
 
-Call = tuple[Sequence[Any], dict[str, Any]]
+# The model alone on a ready batch: the peer is the very model inside.
+BARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "text": lambda encoder, batch: encoder._model(input_ids=batch[0], attention_mask=batch[1]),  # noqa: SLF001
+    "image": lambda encoder, batch: encoder._model.visual(batch[1]),  # noqa: SLF001
+    "audio": lambda encoder, batch: encoder._model(batch),  # noqa: SLF001
+}
 
 
-def record_calls(model: Any, job: Callable[[], object]) -> list[Call]:
-    """The tensors with which `job` calls `model`: what a bare forward needs to do the same work."""
-    calls: list[Call] = []
-    hook = model.register_forward_pre_hook(lambda _, given, named: calls.append((given, named)), with_kwargs=True)
+def record_batches(encoder: Any, job: Callable[[], object]) -> list[Any]:
+    """The ready batches that `job` forwards: what the bare model needs to do the same work."""
+    batches, launch = [], encoder.launch
+
+    def launch_noted(batch: Any) -> Any:
+        batches.append(batch)
+        return launch(batch)
+
+    encoder.launch = launch_noted
     try:
         job()
     finally:
-        hook.remove()
-    return calls
+        del encoder.launch
+    return batches
 
 
-def replay(model: Any, calls: Sequence[Call]) -> None:
+def replay(encoder: Any, batches: Sequence[Any]) -> None:
     """The bare forward passes."""
     import torch
 
+    bare = BARE[encoder.space.modality]
     with torch.inference_mode():
-        for given, named in calls:
-            model(*given, **named)
+        for batch in batches:
+            bare(encoder, batch)
 
 
 # ---- rank ------------------------------------------------------------------------------------------------------------

@@ -3,10 +3,22 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from benchmarks.common import Record
-from benchmarks.endtoend import RANK_CALLS, RANK_WARM_UP_CALLS, claim_quality, claim_stages, median_ms
+from benchmarks.endtoend import (
+    BARE,
+    RANK_CALLS,
+    RANK_WARM_UP_CALLS,
+    claim_quality,
+    claim_stages,
+    median_ms,
+    record_batches,
+)
+from encoders.profiles import load_profile
 from triptych.demo.catalogue import make_catalogue
 from triptych.demo.run import Shop
 from triptych.demo.truth import make_world
@@ -46,3 +58,21 @@ def test_calls_to_compare_are_taken_in_turn():
     assert len(seen) == 2 * (RANK_CALLS + RANK_WARM_UP_CALLS)
     assert len(medians) == 2
     assert min(medians) > 0
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_the_bare_model_does_all_the_work_that_the_encoder_does(modality: str):
+    """Every item is in the recorded batches, each of which the model alone forwards as many rows of."""
+    encoder = load_profile("bundled").by_modality(modality)
+    items = {
+        "text": ["a", "red bird", "a"],
+        "image": [Image.new("RGB", (30, 20))] * 3,
+        "audio": [np.ones(4000, np.float32)] * 3,
+    }
+    for _ in range(2):  # loading the model is no part of the work
+        batches = record_batches(encoder, lambda: encoder.encode(items[modality]))
+        with torch.inference_mode():
+            outputs = [BARE[modality](encoder, batch) for batch in batches]
+        rows = [len(getattr(output, "last_hidden_state", output)) for output in outputs]
+        assert sum(rows) == 3
+    assert "launch" not in vars(encoder)
