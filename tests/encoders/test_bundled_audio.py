@@ -367,6 +367,7 @@ def test_effects_are_told_from_speech_better_than_by_loudness_and_colour():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(
     "TRIPTYCH_SOUNDS" not in os.environ, reason="TRIPTYCH_SOUNDS names no folders of all the sounds that the card lists"
 )
