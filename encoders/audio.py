@@ -19,7 +19,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit
 from encoders.text import load_transformer
-from encoders.traced import last_hidden, traced
+from encoders.traced import calling, traced
 from encoders.weights import BUNDLED, config_digest, read_config, resolve_source, weights_digest
 from encoders.whitening import load_for, whitened
 
@@ -177,7 +177,7 @@ class AudioEncoder(Stages):
             noise = np.random.default_rng(rows).standard_normal((rows, samples)).astype(np.float32)
             return [self.collate([Unit("audio", samples, row) for row in noise])]
 
-        forward, shortest = last_hidden(self._model, "input_values"), self._shortest
+        forward, shortest = calling(self._model, lambda model, batch: model(batch).last_hidden_state), self._shortest
         others = (inputs(1, shortest), inputs(3, shortest), inputs(1, self._window))
         return traced(forward, self.compute, self.space.space_id, inputs(2, 2 * shortest), *others)
 

@@ -18,7 +18,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import TokenCounts, check_texts, count_padded
-from encoders.traced import traced
+from encoders.traced import calling, traced
 from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
@@ -195,25 +195,14 @@ class ImageEncoder(Stages):
 
     @once
     def _encode_text(self) -> Callable[[Any], Any]:
-        import torch
-
-        model = self._model
-
-        class TextTower(torch.nn.Module):
-            """Projected rows [rows, dim] of token ids [rows, context length]."""
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.model = model
-
-            def forward(self, ids: Any) -> Any:
-                return self.model.encode_text(ids)
+        """Projected rows [rows, dim] of token ids [rows, context length]."""
+        forward = calling(self._model, lambda model, ids: model.encode_text(ids))
 
         def inputs(*texts: str) -> Any:
             return [self.collate([unit for (unit,) in self.prepare(texts, query=True)])[1]]
 
         others = (inputs("a"), inputs("two words", "a", "three more words"))
-        return traced(TextTower().eval(), self.compute, self.space.space_id, inputs("a text", "another"), *others)
+        return traced(forward, self.compute, self.space.space_id, inputs("a text", "another"), *others)
 
     @once
     def _loaded(self) -> LoadedClip:

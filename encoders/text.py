@@ -15,7 +15,7 @@ from encoders.prepacked import prepack
 from encoders.space import EmbeddingSpace, slugify
 from encoders.staged import Stages, Unit, encode_all
 from encoders.tokens import FolderTokenizer, TokenCounts, check_texts
-from encoders.traced import last_hidden, traced
+from encoders.traced import calling, traced
 from encoders.vectors import Vectors
 from encoders.weights import (
     BUNDLED,
@@ -187,7 +187,9 @@ class TextEncoder(Stages):
     @once
     def _hidden(self) -> Callable[[Any, Any], Any]:
         """Hidden states [rows, tokens, dim] of token ids and mask, each [rows, tokens]."""
-        forward: Callable[..., Any] = last_hidden(self._model, "input_ids", "attention_mask")
+        forward: Callable[..., Any] = calling(
+            self._model, lambda model, ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
+        )
         if self._compile:
             return forward  # it sees few batches: those that do not fill the compiled shapes
 

@@ -12,9 +12,8 @@ from encoders.device import Compute
 from encoders.weights import quiet
 
 Inputs = Sequence[Any]
-_RELATIVE_ERROR: Final = (
-    0.02  # of a row's norm, far above bfloat16's; where a trace does not fit a shape it is wrong by far more
-)
+# Of a row's norm, and far above bfloat16's. Where a trace does not fit a shape it is wrong by far more.
+_RELATIVE_ERROR: Final = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +46,19 @@ def traced(forward: Any, compute: Compute, name: str, first: Inputs, *others: In
     return trace
 
 
-def last_hidden(model: Any, *names: str) -> Any:
-    """A module of a transformers model's inputs of these names that gives its last hidden state."""
+def calling(model: Any, call: Callable[..., Any]) -> Any:
+    """A module, as the tracer wants it, whose forward of some inputs is `call(model, *inputs)`."""
     import torch
 
-    class LastHidden(torch.nn.Module):
+    class Calling(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, *inputs: Any) -> Any:
-            return self.model(**dict(zip(names, inputs, strict=True))).last_hidden_state
+            return call(self.model, *inputs)
 
-    return LastHidden().eval()
+    return Calling().eval()
 
 
 def _shapes(inputs: Inputs) -> str:

@@ -24,9 +24,8 @@ MICROSECONDS: Final = 1_000_000
 # Epoch numbers above this would be the year 5138 in seconds: they are milliseconds or finer, and are refused as ambiguous.
 MAX_EPOCH_SECONDS: Final = 100_000_000_000
 _HEAD_BYTES: Final = 4096
-_NULS_IN_TEXT: Final = (
-    0.01  # share of a text's characters; cleaning drops them. UTF-16 read as UTF-8 has every other one
-)
+# Share of a text's characters, which cleaning drops. In UTF-16 read as UTF-8 it is every other one.
+_NULS_IN_TEXT: Final = 0.01
 
 
 @dataclass(frozen=True)

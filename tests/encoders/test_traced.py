@@ -7,7 +7,7 @@ import torch
 
 from encoders import AudioEncoder, ImageEncoder, TextEncoder
 from encoders.device import Compute
-from encoders.traced import last_hidden, traced
+from encoders.traced import calling, traced
 
 CPU = Compute("cpu", "float32")
 
@@ -88,12 +88,10 @@ def test_the_bundled_encoders_run_traced():
     assert all(isinstance(forward, torch.jit.ScriptModule) for forward in forwards)
 
 
-def test_last_hidden_gives_inputs_by_name():
-    """The second one of some families is not the mask."""
-
-    class Model(torch.nn.Module):
-        def forward(self, ids, languages=0, mask=0):  # noqa: ARG002
-            """Two inputs, and one between them."""
-            return type("Output", (), {"last_hidden_state": ids - mask})
-
-    assert last_hidden(Model(), "ids", "mask")(torch.tensor(3), torch.tensor(1)) == 2
+def test_a_call_becomes_a_module_of_its_models_weights():
+    """Which a trace holds as parameters, not as constants."""
+    model = torch.nn.Linear(3, 2)
+    module = calling(model, lambda model, x, scale: model(x) * scale)
+    assert set(module.parameters()) == set(model.parameters())
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(module(x, 2), model(x) * 2)
