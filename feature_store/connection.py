@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from feature_store.errors import StoreUnavailable
 from feature_store.home import Home
@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 URI_VARIABLE: Final = "TRIPTYCH_MILVUS_URI"
 TOKEN_VARIABLE: Final = "TRIPTYCH_MILVUS_TOKEN"  # noqa: S105 - the variable's name, not a secret
 DB_VARIABLE: Final = "TRIPTYCH_MILVUS_DB"
+CA_VARIABLE: Final = "TRIPTYCH_MILVUS_CA_FILE"
 
 EMBEDDED: Final = "embedded"
 
 
-def milvus_uri(home: Home) -> str:
-    """Address of the Milvus to use, as `http://host:port`. Raises `StoreUnavailable` where nobody has named or started one."""
-    if uri := os.environ.get(URI_VARIABLE):
+def milvus_uri(home: Home, configured: str = "") -> str:
+    """Address of the Milvus to use, as `http://host:port`: the variable's, else the configured one, else the embedded server's.
+
+    Raises `StoreUnavailable` where nobody has named or started one.
+    """
+    if uri := os.environ.get(URI_VARIABLE) or configured:
         return uri
     try:
         return str(json.loads(home.milvus_json.read_text())["uri"])
@@ -29,15 +33,19 @@ def milvus_uri(home: Home) -> str:
         ) from error
 
 
-def store_name() -> str:
+def store_name(uri: str = "", db: str = "") -> str:
     """What names the Milvus in use among those of one home: address and database, or `embedded`, whose port may change."""
-    uri = os.environ.get(URI_VARIABLE)
-    return f"{uri.rstrip('/')}/{os.environ.get(DB_VARIABLE, '')}" if uri else EMBEDDED
+    chosen = os.environ.get(URI_VARIABLE) or uri
+    return f"{chosen.rstrip('/')}/{os.environ.get(DB_VARIABLE) or db}" if chosen else EMBEDDED
 
 
-def connect(home: Home, timeout_seconds: float = 30.0) -> "MilvusCore":
-    """A core on that Milvus; cheap, and lazy: the first call connects."""
+def connect(home: Home, timeout_seconds: float = 30.0, *, uri: str = "", **settings: Any) -> "MilvusCore":
+    """A core on that Milvus; cheap, and lazy: the first call connects.
+
+    `settings` are those of `MilvusChannel`; the variables for token, database and CA file win over them.
+    """
     from feature_store.milvus_core import MilvusCore
 
-    token, db = os.environ.get(TOKEN_VARIABLE, ""), os.environ.get(DB_VARIABLE, "")
-    return MilvusCore(milvus_uri(home), token=token, db=db, timeout_seconds=timeout_seconds)
+    chosen = {"token": TOKEN_VARIABLE, "db": DB_VARIABLE, "ca_file": CA_VARIABLE}
+    settings |= {name: os.environ[variable] for name, variable in chosen.items() if os.environ.get(variable)}
+    return MilvusCore(milvus_uri(home, uri), timeout_seconds=timeout_seconds, **settings)

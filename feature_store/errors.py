@@ -10,6 +10,7 @@ FeatureStoreError
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
 └── LeaseError            another writer holds the view, or took it over
+    └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
 
 
@@ -67,3 +68,7 @@ class RefusedRowsError(FeatureStoreError):
 
 class LeaseError(FeatureStoreError):
     """The view is being written by somebody else."""
+
+
+class LateWriteError(LeaseError):
+    """Rows may have been stored after another writer had taken the view over."""

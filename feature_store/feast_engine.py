@@ -4,9 +4,12 @@ An incremental load goes by when rows were made (`created`), so that backfills a
 An explicit `feast materialize START END` goes by valid time. Sources that are not Parquet files are left to Feast's own engine.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from feast import FeatureView, FileSource
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -15,17 +18,13 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel
 
-from feature_store.connection import store_name
-from feature_store.errors import FeatureStoreError
-from feature_store.feast_online import WAIT_FOR_WRITER_SECONDS, TriptychOnlineStore, home_of
+from feature_store.ahead import ahead
+from feature_store.errors import StoreRequestError
+from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
 from feature_store.feast_source import NewestRows, Window
 from feature_store.feast_types import view_schema
-from feature_store.lease import Lease, Leases
-from feature_store.milvus_core import MilvusCore
 from feature_store.watermarks import Watermark, Watermarks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from feature_store.writing import ViewWriter
 
 # What Feast makes of a first run of `materialize-incremental` for a view without a ttl.
 FEAST_FIRST_SPAN = timedelta(weeks=52)
@@ -42,16 +41,19 @@ class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Root folder, which holds leases and watermarks; as for the online store."""
     batch_rows: int = 5_000
     """Rows in memory at a time."""
+    views_at_once: int = 2
+    """Views that are loaded in parallel."""
     overlap_seconds: int = 600
     """How long a writer may take from stamping `created` to publishing a part; rows seen twice are recognised and skipped."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What one load of a view did, in rows."""
+    """What one load of a view did, in rows; `total` is what the store holds after it, tombstones too, as counted there."""
 
     stored: int
     unchanged: int
+    total: int
 
 
 class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
@@ -69,54 +71,83 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         self.progress: Callable[[str, int, int], None] | None = None
         self._started = datetime.now(UTC)
 
+    @property
+    def supports_batch(self) -> bool:
+        """Feast hands over all views at once, which are then loaded in parallel."""
+        return True
+
+    def materialize(
+        self, registry: BaseRegistry, tasks: MaterializationTask | list[MaterializationTask], **kwargs: Any
+    ) -> list[LocalMaterializationJob]:
+        """A job per view, in order; those that failed carry their error, with which the command then ends."""
+        every = tasks if isinstance(tasks, list) else [tasks]
+        with ThreadPoolExecutor(max(1, self.config.views_at_once)) as pool:
+            return list(pool.map(lambda task: self._materialize_one(registry, task, **kwargs), every))
+
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
         view = task.feature_view
-        if not isinstance(self.online_store, TriptychOnlineStore) or not isinstance(view.batch_source, FileSource):
+        if not isinstance(self.online_store, TriptychOnlineStore) or not _is_columnar(view):
             return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
             self.loaded[view.name] = done = self._load(view, task)
-        except FeatureStoreError as error:
+        except Exception as error:  # noqa: BLE001 - Feast raises it once the other views are done
+            print(f"{view.name}: failed: {error}")
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
-        print(f"{view.name}: {done.stored} rows stored, {done.unchanged} there already")
+        print(f"{view.name}: {done.stored} rows stored, {done.unchanged} there already; {done.total} verified")
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
 
     def _load(self, view: FeatureView, task: MaterializationTask) -> Loaded:
-        core = self.online_store.core(self.repo_config)
+        core, config = self.online_store.core(self.repo_config), self.repo_config
         schema = view_schema(view)
         core.check_drift(schema)
-        home = home_of(self.config)
-        marks = Watermarks(home.leases, store_name())
-        window = self._window(view, task, None if core.count(view.name) == 0 else marks.read(task.project, view.name))
-        with Leases(home.leases).hold(view.name, WAIT_FOR_WRITER_SECONDS) as lease:
-            rows = NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)
-            try:
-                done = self._stream(core, view.name, rows, task, lease)
-            finally:
-                rows.close()
-        if window.start_us is None and rows.created_us is not None:
-            marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
-        return done
+        marks, leases = Watermarks(home_of(self.config).leases, store_of(config)), leases_of(config)
+        with self.online_store.writer(config, view, distinct=True) as writer:
+            before = core.count_rows(view.name)
+            is_whole = before == 0 or leases.has_late(view.name)
+            window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
+            with closing(NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)) as rows:
+                self._stream(writer, view.name, rows, task)
+            total = self._verify(writer, view.name, before)
+            if window.start_us is None and rows.created_us is not None:
+                marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
+                if window.mark is None:
+                    leases.forget_late(view.name)
+        return Loaded(writer.written.stored, writer.written.stale, total)
 
-    def _stream(self, core: MilvusCore, view: str, rows: NewestRows, task: MaterializationTask, lease: Lease) -> Loaded:
-        stored = unchanged = 0
-        bar = task.tqdm_builder(rows.count) if task.tqdm_builder and rows.count and not self.progress else None
-        try:
-            for batch in rows.batches(self.config.batch_rows):
-                written = core.upsert(view, batch, lease=lease)
-                stored, unchanged = stored + written.stored, unchanged + written.stale
-                if bar is not None:
-                    bar.update(batch.num_rows)
+    def _stream(self, writer: ViewWriter, view: str, rows: NewestRows, task: MaterializationTask) -> None:
+        done = 0
+        with self._bar(task, rows.count) as advance, closing(ahead(rows.batches(self.config.batch_rows))) as batches:
+            for batch in batches:
+                writer.write(batch)
+                done += batch.num_rows
+                advance(batch.num_rows)
                 if self.progress is not None:
-                    self.progress(view, stored + unchanged, rows.count)
-        finally:
-            if bar is not None:
-                bar.close()
-        if stored:
+                    self.progress(view, done, rows.count)
+        writer.drain()
+
+    @contextmanager
+    def _bar(self, task: MaterializationTask, count: int) -> Iterator[Callable[[int], Any]]:
+        """Feast's own progress bar, where nobody shows another."""
+        if self.progress is not None or not task.tqdm_builder or not count:
+            yield lambda _: None
+            return
+        with closing(task.tqdm_builder(count)) as bar:
+            yield bar.update
+
+    def _verify(self, writer: ViewWriter, view: str, before: int) -> int:
+        """Seal what was written and count the view's rows: those of before, and one for each new id."""
+        core = self.online_store.core(self.repo_config)
+        if writer.written.stored:
             core.flush(view)
-        return Loaded(stored, unchanged)
+        found, wanted = int(core.count_rows(view)), before + writer.written.new
+        if found != wanted:
+            raise StoreRequestError(
+                f"view {view} holds {found} rows after the load, and {wanted} were acknowledged: materialize it again"
+            )
+        return found
 
     def _window(self, view: FeatureView, task: MaterializationTask, mark: Watermark | None) -> Window:
         end_us = _us(task.end_time)
@@ -128,6 +159,12 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
             return bool(_aware(task.start_time) == _aware(view.most_recent_end_time))
         now_then = _aware(task.start_time) + (view.ttl or FEAST_FIRST_SPAN)
         return bool(self._started - CLOCK_SLACK <= now_then <= datetime.now(UTC) + CLOCK_SLACK)
+
+
+def _is_columnar(view: FeatureView) -> bool:
+    """Whether the view's rows are those of its Parquet source, with nothing to be computed in between."""
+    computed = any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations"))
+    return isinstance(view.batch_source, FileSource) and not computed
 
 
 def _aware(time: datetime) -> datetime:

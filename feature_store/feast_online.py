@@ -2,40 +2,66 @@
 
 online_store:
 type: feature_store.feast_online.TriptychOnlineStore
-home: ../.triptych    # whose milvus.json to read; TRIPTYCH_MILVUS_URI wins
+uri: http://127.0.0.1:19530      # left out: the Milvus that `triptych up` started for `home`; TRIPTYCH_MILVUS_URI wins
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from feast import Entity, FeatureView, RepoConfig
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
+from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
-from pydantic import field_validator
+from numpy.typing import NDArray
+from pydantic import SecretStr, field_validator
 
-from feature_store.connection import connect, milvus_uri
-from feature_store.feast_types import entity_id, rows_table, value_row, view_schema
+from feature_store.connection import connect, milvus_uri, store_name
+from feature_store.errors import StoreRequestError
+from feature_store.feast_types import entity_id, entity_key, rows_table, value_rows, view_schema
 from feature_store.home import FEAST_YAML_VARIABLE, HOME_VARIABLE, Home, find_home
 from feature_store.lease import Leases
 from feature_store.milvus_core import MilvusCore
+from feature_store.milvus_filters import Filter
+from feature_store.milvus_reply import SearchResult
+from feature_store.view_changes import change_of, make
+from feature_store.writing import ViewWriter, Written
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WAIT_FOR_WRITER_SECONDS = 60.0
+VIEWS_AT_ONCE = 4
+FeastRow = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
+ReadRow = tuple[datetime | None, dict[str, Value] | None]
 
 
 class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
-    """Settings under `online_store` in `feature_store.yaml`."""
+    """Settings under `online_store` in `feature_store.yaml`; Feast fills in `${VARIABLES}`, where secrets belong."""
 
     type: Literal["feature_store.feast_online.TriptychOnlineStore"] = "feature_store.feast_online.TriptychOnlineStore"
     home: str | None = None
-    """Root folder, relative to the repository; found as the `triptych` command finds it where left out."""
+    """Root folder, relative to the repository, which holds writers' leases; found as the `triptych` command finds it where left out."""
+    uri: str = ""
+    """`http://host:port` or, for TLS, `https://host:port`; left out: the Milvus that `triptych up` started for the home."""
+    token: SecretStr = SecretStr("")
+    """`user:password` or an API key; TRIPTYCH_MILVUS_TOKEN wins."""
+    user: str = ""
+    password: SecretStr = SecretStr("")
+    db_name: str = ""
+    """Database on the server; TRIPTYCH_MILVUS_DB wins."""
+    ca_file: str = ""
+    """PEM file of the authority that signed the server's certificate; the system's own where left out."""
+    timeout_seconds: float = 30.0
+    channels: int = 1
+    """Connections to the server, used in turn."""
 
     @field_validator("home")
     @classmethod
@@ -58,6 +84,16 @@ def home_of(config: Any) -> Home:
     return Home(Path(config.home).resolve()) if config.home else find_home()
 
 
+def leases_of(config: RepoConfig) -> Leases:
+    """The leases of a repository's views."""
+    return Leases(home_of(config.online_store).leases)
+
+
+def store_of(config: RepoConfig) -> str:
+    """What names the Milvus in use in the watermarks."""
+    return store_name(config.online_store.uri, config.online_store.db_name)
+
+
 class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
     """Reads and writes Feast views through one `MilvusCore` per process and address."""
 
@@ -66,16 +102,32 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
 
     def core(self, config: RepoConfig) -> MilvusCore:
         """The connection; a new one where Milvus was started again elsewhere. Raises `StoreUnavailable`."""
-        home = home_of(config.online_store)
-        uri = milvus_uri(home)
+        settings = config.online_store
+        home = home_of(settings)
+        uri = milvus_uri(home, settings.uri)
         if self._core is None or self._core[0] != uri:
-            self._core = (uri, connect(home))
+            self._core = (
+                uri,
+                connect(
+                    home,
+                    settings.timeout_seconds,
+                    uri=settings.uri,
+                    token=settings.token.get_secret_value(),
+                    user=settings.user,
+                    password=settings.password.get_secret_value(),
+                    db=settings.db_name,
+                    ca_file=settings.ca_file,
+                    channels=settings.channels,
+                ),
+            )
         return self._core[1]
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
-        """Reads and writes are offered on the event loop too, on worker threads."""
+        """Reads run on the event loop; writes on worker threads."""
         return SupportedAsyncMethods(read=True, write=True)
+
+    # Views
 
     def update(
         self,
@@ -86,17 +138,26 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         entities_to_keep: Sequence[Entity],  # noqa: ARG002
         partial: bool,  # noqa: ARG002
     ) -> None:
-        """Create what is missing, check what is there, drop by exact name. Raises `SchemaDriftError`, before anything is changed."""
-        core = self.core(config)
+        """Create what is missing, add what can be added, drop by exact name. Raises `SchemaDriftError` before anything is changed."""
+        core, leases = self.core(config), leases_of(config)
         wanted = [view_schema(view) for view in tables_to_keep if isinstance(view, FeatureView) and view.online]
-        existing = set(core.list_views())
-        for schema in wanted:
-            if schema.name in existing:
-                core.check_drift(schema)
-        for schema in wanted:
-            core.create_view(schema)
+        existing = core.list_views()
+        changes = [change_of(core, schema, existing) for schema in wanted]
+        with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
+            list(pool.map(lambda change: make(core, change, leases, WAIT_FOR_WRITER_SECONDS), changes))
         for view in tables_to_delete:
             core.drop_view(view.name)
+
+    def plan(self, config: RepoConfig, desired_registry_proto: Registry) -> list[Any]:
+        """Print what `feast apply` would change in Milvus; Feast itself shows only what its own stores would."""
+        core = self.core(config)
+        protos = [*desired_registry_proto.feature_views, *desired_registry_proto.stream_feature_views]
+        views = [FeatureView.from_proto(proto) for proto in protos]
+        existing = core.list_views()
+        for view in views:
+            if view.online:
+                print(f"Milvus: {change_of(core, view_schema(view), existing, strict=False)}")
+        return []
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:  # noqa: ARG002
         """Drop the views, by exact name."""
@@ -104,16 +165,27 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         for view in tables:
             core.drop_view(view.name)
 
+    # Writing
+
+    @contextmanager
+    def writer(self, config: RepoConfig, table: FeatureView, *, distinct: bool = False) -> Iterator[ViewWriter]:
+        """The view's only writer for the length of a `with` block. Raises `LeaseError` where another does not end."""
+        with (
+            leases_of(config).hold(table.name, WAIT_FOR_WRITER_SECONDS) as lease,
+            ViewWriter(self.core(config), table.name, lease, distinct=distinct) as writer,
+        ):
+            yield writer
+
     def online_write_batch(
         self,
         config: RepoConfig,
         table: FeatureView,
-        data: list[tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]],
+        data: list[FeastRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Store rows that Feast made (push sources, other engines); our own engine writes columns instead."""
-        with Leases(home_of(config.online_store).leases).hold(table.name, WAIT_FOR_WRITER_SECONDS) as lease:
-            self.core(config).upsert(table.name, rows_table(view_schema(table), data), lease=lease)
+        with self.writer(config, table) as writer:
+            writer.write(rows_table(writer.schema, data))
         if progress is not None:
             progress(len(data))
 
@@ -121,11 +193,26 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         self,
         config: RepoConfig,
         table: FeatureView,
-        data: list[tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]],
+        data: list[FeastRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
         """`online_write_batch` on a worker thread."""
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
+
+    def delete(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        ids: Sequence[str | EntityKey],
+        event_timestamp: datetime | None = None,
+    ) -> Written:
+        """Delete rows as of `event_timestamp` (now): they are missing from then on, and older rows that arrive later stay hidden."""
+        keys = [key if isinstance(key, str) else entity_id(key) for key in ids]
+        with self.writer(config, table) as writer:
+            writer.delete(keys, [event_timestamp or datetime.now(UTC)] * len(keys))
+        return writer.written
+
+    # Reading
 
     def online_read(
         self,
@@ -133,18 +220,10 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         table: FeatureView,
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
-    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
-        """(event time, features) per key, in order; (None, None) where the row is missing or deleted."""
-        schema = view_schema(table)
-        names = requested_features or [feature.name for feature in table.features]
-        columns = self.core(config).read_columns(
-            table.name, [entity_id(k) for k in entity_keys], [*names, "event_timestamp"]
-        )
-        rows = zip(columns["event_timestamp"], *(columns[name] for name in names), strict=True)
-        return [
-            (None, None) if event is None else (_datetime(event), value_row(schema, names, values))
-            for event, *values in rows
-        ]
+    ) -> list[ReadRow]:
+        """(event time, features) per key, in order; (None, None) where the row is missing, deleted or older than the view's TTL."""
+        ids, names = _asked(table, entity_keys, requested_features)
+        return _rows(table, names, self.core(config).read_columns(table.name, ids, [*names, "event_timestamp"]))
 
     async def online_read_async(
         self,
@@ -152,16 +231,79 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         table: FeatureView,
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
-    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
-        """`online_read` on a worker thread."""
-        return await asyncio.to_thread(self.online_read, config, table, entity_keys, requested_features)
+    ) -> list[ReadRow]:
+        """`online_read` on the running event loop."""
+        ids, names = _asked(table, entity_keys, requested_features)
+        core = self.core(config)
+        return _rows(table, names, await core.read_columns_async(table.name, ids, [*names, "event_timestamp"]))
+
+    def read_vectors(
+        self, config: RepoConfig, table: FeatureView, ids: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
+        """Vectors [n, dim], present [n], event_timestamp us [n], in the order of `ids`: without a message per value."""
+        return self.core(config).read_vectors(table.name, ids)
+
+    def search(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        vectors: NDArray[np.float32],
+        k: int,
+        filter: Filter = None,  # noqa: A002 - the word of Feast's users
+        output: Sequence[str] = (),
+    ) -> SearchResult:
+        """The `k` nearest rows of each query vector [q, dim]: ids, scores and the features in `output`; see `MilvusCore.search`."""
+        return self.core(config).search(table.name, vectors, k, filter, output)
+
+    def retrieve_online_documents_v2(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        requested_features: list[str] | None,
+        embedding: list[float] | None,
+        top_k: int,
+        distance_metric: str | None = None,
+        query_string: str | None = None,
+        filters: Filter = None,
+        include_feature_view_version_metadata: bool = False,  # noqa: ARG002 - Feast's signature
+    ) -> list[tuple[datetime | None, EntityKey | None, dict[str, Value] | None]]:
+        """The `top_k` nearest rows with their own features and score, as feature `distance`, best first.
+
+        Raises `StoreRequestError` for text queries, and for another metric than the view's.
+        """
+        schema = self.core(config).describe_view(table.name)
+        if embedding is None or query_string is not None:
+            raise StoreRequestError(f"view {table.name} is searched by vectors; keyword search is not offered")
+        if distance_metric and distance_metric.upper() != schema.metric:
+            raise StoreRequestError(f"view {table.name} is indexed for {schema.metric}, not {distance_metric}")
+        names = [name for name in requested_features or [] if name in {f.name for f in table.features}]
+        query = np.asarray([embedding], np.float32)
+        found = self.search(config, table, query, top_k, filters, [*names, "event_timestamp"])
+        rows = _rows(table, names, {name: values[0] for name, values in found.fields.items()})
+        return [
+            (time, entity_key(table, key), {**(features or {}), "distance": Value(float_val=score)})
+            for key, score, (time, features) in zip(found.ids[0], found.scores[0], rows, strict=True)
+        ]
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         if self._core is not None:
+            await self._core[1].channel.close_async()
             self._core[1].close()
             self._core = None
 
 
-def _datetime(us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=us)
+def _asked(
+    table: FeatureView, entity_keys: Sequence[EntityKey], requested: Sequence[str] | None
+) -> tuple[list[str], list[str]]:
+    """Ids and feature names of a read."""
+    return [entity_id(key) for key in entity_keys], list(requested or (feature.name for feature in table.features))
+
+
+def _rows(table: FeatureView, names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[ReadRow]:
+    times = columns["event_timestamp"]
+    features = value_rows(table, names, columns) if names else [{} for _ in times]
+    return [
+        (None, None) if us is None else (_EPOCH + timedelta(microseconds=us), row)
+        for us, row in zip(times, features, strict=True)
+    ]

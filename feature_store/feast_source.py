@@ -10,15 +10,14 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 from feast import FeatureView, FileSource
 
+from feature_store.feast_types import joined_ids
 from feature_store.milvus_schema import ViewSchema
 from feature_store.schemas import TIMESTAMP
 from feature_store.watermarks import Watermark
 
 DELETED_TAG: Final = "deleted_column"
-KEY_SEPARATOR: Final = "\x1f"
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,7 @@ class NewestRows:
             yield self._shaped(pa.table(batch), [name for name in names if name is not None])
 
     def _shaped(self, table: pa.Table, names: list[str]) -> pa.Table:
-        keys = [table[key].cast(pa.string()) for key in sorted(self._keys)]
-        joined = pc.binary_join_element_wise(*keys, KEY_SEPARATOR) if len(keys) > 1 else keys[0]
+        joined = joined_ids([table[key] for key in sorted(self._keys)])
         times = [table[name].cast(pa.int64()).cast(TIMESTAMP) for name in ("event_us", "created_us")]
         columns = [joined, *times, table["deleted"], *(table[name] for name in names)]
         return pa.table(columns, names=[self._schema.key, "event_timestamp", "created", "deleted", *names])

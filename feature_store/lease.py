@@ -1,8 +1,11 @@
 """Leases: one writer per view at a time, in SQLite beside the registry, since Milvus has no conditional upsert.
 
-Each lease carries a fencing token that only grows. A writer that was paused beyond its lease finds that out before its next write.
+Each lease carries a fencing token that only grows. A writer that was paused beyond its lease finds that out before its next write, and
+one that was paused in the middle of a write after it: such a late write is remembered, so that the next load mends the view
+(`docs/decisions/014-one-writer-per-view.md`).
 """
 
+import math
 import os
 import socket
 import sqlite3
@@ -17,6 +20,8 @@ from feature_store.errors import LeaseError
 
 LEASE_SECONDS: Final = 60.0
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS leases (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token INTEGER NOT NULL, expires REAL NOT NULL)"
+_LATE: Final = "CREATE TABLE IF NOT EXISTS late_writes (view TEXT PRIMARY KEY, token INTEGER NOT NULL)"
+RENEWED_AFTER: Final = 1 / 3  # of the lease's length
 _TAKE: Final = """
     INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, :expires)
     ON CONFLICT (view) DO UPDATE SET owner = :owner, token = token + 1, expires = :expires WHERE expires < :now
@@ -32,16 +37,34 @@ class Lease:
         token: grows with every owner of the view.
     """
 
-    def __init__(self, leases: "Leases", view: str, owner: str, token: int) -> None:
+    def __init__(self, leases: "Leases", view: str, owner: str, token: int, taken: float) -> None:
         self.view = view
         self.token = token
         self._leases = leases
         self._owner = owner
+        self._renewed = taken  # by the monotonic clock, read before the store was asked
+
+    def remaining_seconds(self) -> float:
+        """For how long nobody else may have the view; negative where the lease has run out."""
+        return self._renewed + self._leases.lease_seconds - time.monotonic()
 
     def check(self) -> None:
-        """Renew the lease. Raises `LeaseError` where somebody else has it by now: do not write."""
-        if not self._leases.renew(self.view, self._owner, self.token):
+        """Renew the lease where it is due. Raises `LeaseError` where somebody else has it by now: do not write."""
+        if self.remaining_seconds() < self._leases.lease_seconds * (1 - RENEWED_AFTER) and not self._renew():
             raise LeaseError(f"the lease of view {self.view} (token {self.token}) was taken over by another writer")
+
+    def confirm(self) -> bool:
+        """Whether the view was ours until now, to be asked after a write; else the late write is remembered."""
+        if self.remaining_seconds() > 0 or self._renew():
+            return True
+        self._leases.remember_late(self.view, self.token)
+        return False
+
+    def _renew(self) -> bool:
+        now = time.monotonic()
+        is_ours = self._leases.renew(self.view, self._owner, self.token)
+        self._renewed = now if is_ours else -math.inf
+        return is_ours
 
     def release(self) -> None:
         """Give the view back."""
@@ -59,6 +82,7 @@ class Leases:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
         connection.execute(_TABLE)
+        connection.execute(_LATE)
         return connection
 
     def take(self, view: str, wait_seconds: float = 0.0) -> Lease:
@@ -67,12 +91,12 @@ class Leases:
         deadline = time.monotonic() + wait_seconds
         while True:
             with closing(self._connect()) as db:
-                now = time.time()
+                now, taken = time.time(), time.monotonic()
                 row = db.execute(
                     _TAKE, {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
                 ).fetchone()
                 if row is not None:
-                    return Lease(self, view, owner, int(row[0]))
+                    return Lease(self, view, owner, int(row[0]), taken)
                 holder = db.execute("SELECT owner FROM leases WHERE view = ?", (view,)).fetchone()
             if time.monotonic() >= deadline:
                 raise LeaseError(
@@ -101,3 +125,18 @@ class Leases:
         statement = "UPDATE leases SET expires = ? WHERE view = ? AND owner = ? AND token = ?"
         with closing(self._connect()) as db:
             return db.execute(statement, (expires, view, owner, token)).rowcount == 1
+
+    def remember_late(self, view: str, token: int) -> None:
+        """Note that rows were stored under a lease that had been lost."""
+        with closing(self._connect()) as db:
+            db.execute("INSERT OR REPLACE INTO late_writes VALUES (?, ?)", (view, token))
+
+    def has_late(self, view: str) -> bool:
+        """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
+        with closing(self._connect()) as db:
+            return db.execute("SELECT 1 FROM late_writes WHERE view = ?", (view,)).fetchone() is not None
+
+    def forget_late(self, view: str) -> None:
+        """Note that the view was loaded in full."""
+        with closing(self._connect()) as db:
+            db.execute("DELETE FROM late_writes WHERE view = ?", (view,))

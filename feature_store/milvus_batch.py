@@ -28,6 +28,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def slice(self, first: int, count: int) -> "Batch":
+        """`count` rows from `first` on, without copying."""
+        at = slice(first, first + count)
+        return Batch(
+            self.keys[at], self.table.slice(first, count), self.vectors[at], self.event_us[at], self.created_us[at]
+        )
+
     def take(self, rows: NDArray[np.int64]) -> "Batch":
         """The rows at these positions."""
         keys = [self.keys[i] for i in rows]
@@ -43,9 +50,11 @@ def prepare(schema: ViewSchema, rows: pa.Table) -> Batch:
     table = _with_system_columns(schema, rows)
     _check_keys(schema, table)
     event_us, created_us = (table[c].cast(pa.int64()).to_numpy() for c in ("event_timestamp", "created"))
-    newest = newest_rows(table[schema.key].combine_chunks(), event_us, created_us)
-    table, event_us, created_us = table.take(newest), event_us[newest], created_us[newest]
     keys = table[schema.key].to_pylist()
+    if len(set(keys)) < len(keys):
+        newest = newest_rows(table[schema.key].combine_chunks(), event_us, created_us)
+        table, event_us, created_us = table.take(newest), event_us[newest], created_us[newest]
+        keys = table[schema.key].to_pylist()
     return Batch(keys, table, _vectors(schema, table, keys), event_us, created_us)
 
 
@@ -85,24 +94,38 @@ def unit_vectors(count: int, dim: int) -> NDArray[np.float32]:
 
 
 def _vectors(schema: ViewSchema, table: pa.Table, keys: Sequence[str]) -> NDArray[np.float32]:
-    out = unit_vectors(len(keys), schema.stored_dim)
     if schema.vector_field is None:
-        return out
+        return unit_vectors(len(keys), schema.stored_dim)
     column = table[schema.vector_field].combine_chunks()
-    live = np.flatnonzero(~table["deleted"].to_numpy())
-    values = column.take(pa.array(live, pa.int64()))
+    dead = table["deleted"].to_numpy()
+    live = np.flatnonzero(~dead)
+    block = _checked_block(schema, keys, live, column.take(pa.array(live)) if dead.any() else column)
+    if not dead.any():
+        return block
+    out = unit_vectors(len(keys), schema.stored_dim)
+    out[live] = block
+    return out
+
+
+def _checked_block(
+    schema: ViewSchema, keys: Sequence[str], live: NDArray[np.int64], values: pa.Array
+) -> NDArray[np.float32]:
+    """The live rows' vectors, float32 [n, dim], without copying them where they lie in one piece."""
     lengths = pc.fill_null(pc.list_value_length(values), -1).to_numpy()
     _refuse_at(schema, keys, live[lengths == -1], "the vector is null")
     _refuse_at(schema, keys, live[lengths != schema.dim], f"the vector must have {schema.dim} values")
-    block = values.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, schema.dim)
-    _refuse_at(schema, keys, live[~np.isfinite(block).all(axis=1)], "the vector is not finite")
-    norms = np.linalg.norm(block, axis=1)
+    flat = values.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False)
+    block: NDArray[np.float32] = flat.reshape(-1, schema.dim)
+    squares = np.einsum("nd,nd->n", block, block)
+    # A NaN, an infinity and what overflows end in a sum of squares that is not finite: only then are values looked at.
+    if not np.isfinite(squares).all():
+        _refuse_at(schema, keys, live[~np.isfinite(block).all(axis=1)], "the vector is not finite")
+    norms = np.sqrt(squares)
     if schema.unit_norm:
         _refuse_at(schema, keys, live[np.abs(norms - 1.0) > UNIT_NORM_TOLERANCE], "the vector's norm is not 1")
     if schema.metric == "COSINE":
         _refuse_at(schema, keys, live[norms == 0.0], "a zero vector has no cosine")
-    out[live] = block
-    return out
+    return block
 
 
 def _refuse_at(schema: ViewSchema, keys: Sequence[str], rows: NDArray[np.int64], why: str) -> None:

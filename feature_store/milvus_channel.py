@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlparse
 
@@ -12,6 +14,8 @@ from pymilvus.grpc_gen import milvus_pb2, milvus_pb2_grpc
 
 from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFoundError
 
+DEFAULT_PORT: Final = 19530
+SCHEMES: Final = ("http", "https", "tcp")
 INDEX_EXISTS: Final = 35
 NOT_FOUND: Final = 100
 NOT_LOADED: Final = 101
@@ -23,40 +27,67 @@ OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 60_000),
+    # Else all channels to one address would share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 class MilvusChannel:
-    """A lazy connection to one Milvus server.
+    """A lazy connection to one Milvus server, or several in turn. Its credentials are in no log, repr or error.
 
-    Attributes:
-        uri: `http://host:port`, or `https://` for TLS.
+    Args:
+        uri: `http://host:port`, or `https://` for TLS; without a port 19530.
+        token: `user:password` or an API key; wins over `user` and `password`.
+        user: name to log in with.
+        password: of `user`.
+        db: database on the server; its default where empty.
+        ca_file: PEM file of the authority that signed the server's certificate; the system's own where empty. Makes it TLS.
+        timeout_seconds: of a call that names none.
+        channels: TCP connections, used in turn.
+
+    Raises:
+        StoreUnavailable: the address is none, or the CA file cannot be read.
     """
 
-    def __init__(self, uri: str, *, token: str = "", db: str = "", timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        token: str = "",
+        user: str = "",
+        password: str = "",
+        db: str = "",
+        ca_file: str = "",
+        timeout_seconds: float = 30.0,
+        channels: int = 1,
+    ) -> None:
         parsed = urlparse(uri if "://" in uri else f"http://{uri}")
-        if not parsed.hostname:
+        if not parsed.hostname or parsed.scheme not in SCHEMES:
             raise StoreUnavailable(
-                f"{uri!r} is not the address of a Milvus server; it looks like http://127.0.0.1:19530"
+                f"{_without_secrets(uri)!r} is not the address of a Milvus server; it looks like http://127.0.0.1:19530"
             )
-        self.uri = uri
+        self.uri = _without_secrets(uri)
         self.timeout_seconds = timeout_seconds
-        self._target = f"{parsed.hostname}:{parsed.port or 19530}"
-        self._secure = parsed.scheme == "https"
-        self._metadata = _metadata(token, db)
-        self._channel = self._open(grpc)
-        self._stub = milvus_pb2_grpc.MilvusServiceStub(self._channel)
+        self._target = f"{parsed.hostname}:{parsed.port or DEFAULT_PORT}"
+        in_uri = f"{parsed.username}:{parsed.password}" if parsed.username else ""
+        self._metadata = _metadata(token or (f"{user}:{password}" if user else in_uri), db)
+        self._credentials = _credentials(ca_file) if ca_file or parsed.scheme == "https" else None
+        self._channels = [self._open(grpc) for _ in range(channels)]
+        self._stubs = itertools.cycle([milvus_pb2_grpc.MilvusServiceStub(channel) for channel in self._channels])
         self._async: dict[asyncio.AbstractEventLoop, tuple[Any, Any]] = {}
 
+    def __repr__(self) -> str:
+        return f"MilvusChannel({self.uri!r})"
+
     def _open(self, library: Any) -> Any:
-        if self._secure:
-            return library.secure_channel(self._target, grpc.ssl_channel_credentials(), options=OPTIONS)
+        if self._credentials is not None:
+            return library.secure_channel(self._target, self._credentials, options=OPTIONS)
         return library.insecure_channel(self._target, options=OPTIONS)
 
     def start(self, method: str, request: Any, timeout_seconds: float | None = None) -> Any:
         """Send a request and return its future; give it to `finish`."""
         timeout = timeout_seconds or self.timeout_seconds
-        return getattr(self._stub, method).future(request, timeout=timeout, metadata=self._metadata)
+        return getattr(next(self._stubs), method).future(request, timeout=timeout, metadata=self._metadata)
 
     def finish(self, future: Any) -> Any:
         """Wait for a reply. Raises `StoreUnavailable`, `ViewNotFoundError` or `StoreRequestError`."""
@@ -112,13 +143,27 @@ class MilvusChannel:
 
     def close(self) -> None:
         """Close the channel; channels of event loops are closed by `close_async`."""
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _without_secrets(uri: str) -> str:
+    """The address without a user and password that it may hold."""
+    scheme, separator, rest = uri.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _credentials(ca_file: str) -> Any:
+    try:
+        return grpc.ssl_channel_credentials(Path(ca_file).expanduser().read_bytes() if ca_file else None)
+    except OSError as error:
+        raise StoreUnavailable(f"the CA file {ca_file} cannot be read: {error.strerror}") from error
 
 
 def _metadata(token: str, db: str) -> Sequence[tuple[str, str]]:

@@ -1,13 +1,12 @@
 """The columnar core: views in Milvus, written and read as columns, newest version first, without Feast.
 
 A row carries its valid time, its making time and a tombstone flag, so that any arrival order ends in the same state. Several writers
-of one view need a lease (`lease.py`), since Milvus has no conditional upsert; readers need nothing.
+of one view need a lease (`lease.py`), since Milvus has no conditional upsert; readers need nothing. Writing itself is `writing.py`.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -17,11 +16,12 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFoundError
 from feature_store.lease import Lease
-from feature_store.milvus_batch import Batch, prepare
 from feature_store.milvus_channel import INDEX_EXISTS, NOT_LOADED, MilvusChannel
+from feature_store.milvus_filters import Filter, expression
 from feature_store.milvus_reply import (
     SearchResult,
     feature_column,
+    live_rows,
     pairs,
     record_batch,
     search_result,
@@ -29,40 +29,25 @@ from feature_store.milvus_reply import (
     vectors_in_order,
 )
 from feature_store.milvus_schema import (
-    CREATED,
     DELETED,
     EVENT,
     KEY,
     ViewSchema,
+    alter_request,
     check_drift,
     create_request,
     described,
+    drift,
     index_request,
 )
-from feature_store.milvus_wire import (
-    encode_columns,
-    ids_expression,
-    placeholder_group,
-    quote,
-    scalar_values,
-)
-from feature_store.schemas import Times, as_us, timestamps
+from feature_store.milvus_wire import ids_expression, placeholder_group, quote, scalar_values
+from feature_store.schemas import Times, now_us
+from feature_store.writing import ViewWriter, Written
 
 READ_IDS_PER_REQUEST: Final = 4_096
-WRITE_BYTES_PER_REQUEST: Final = 16 << 20
-WRITE_ROWS_PER_REQUEST: Final = 5_000
-WRITES_IN_FLIGHT: Final = 2
-COUNT_FIRST_ROWS: Final = 500
 LIVE: Final = f"{DELETED} == false"
 LOAD_SECONDS: Final = 120.0
-
-
-@dataclass(frozen=True)
-class Written:
-    """How many rows an upsert stored, and how many were older than what was there."""
-
-    stored: int
-    stale: int
+REPLACED_RETRY_SECONDS: Final = 0.2
 
 
 class MilvusCore:
@@ -71,21 +56,27 @@ class MilvusCore:
     Every method raises `StoreUnavailable` where the server does not answer, and `ViewNotFoundError` where the view is not there.
     """
 
-    def __init__(self, uri: str, *, token: str = "", db: str = "", timeout_seconds: float = 30.0) -> None:
-        self.channel = MilvusChannel(uri, token=token, db=db, timeout_seconds=timeout_seconds)
+    def __init__(self, uri: str, **connection: Any) -> None:
+        """`connection` holds what `MilvusChannel` takes: credentials, database, CA file, timeout, number of channels."""
+        self.channel = MilvusChannel(uri, **connection)
         self._schemas: dict[str, ViewSchema] = {}
         self._written_at: dict[str, int] = {}  # Milvus's own timestamps, by which this process reads its own writes
 
     # Views
 
     def create_view(self, schema: ViewSchema) -> None:
-        """Create the view, index and load it; where it exists, check it. Raises `SchemaDriftError`."""
+        """Create the view, index and load it; where it exists, check it and change what its rows do not depend on.
+
+        Raises `SchemaDriftError` for every other difference; new features are added by `rebuilding.rebuild`.
+        """
         try:
             stored = self.describe_view(schema.name, refresh=True)
         except ViewNotFoundError:
             self.channel.call("CreateCollection", create_request(schema))
             stored = schema
         check_drift(stored, schema)
+        if drift(stored, schema):
+            self.channel.call("AlterCollection", alter_request(schema))
         # Also where the collection exists: this finishes what a process that died half-way began.
         self._create_index(schema)
         self.load(schema.name)
@@ -109,6 +100,12 @@ class MilvusCore:
     def check_drift(self, schema: ViewSchema) -> None:
         """Raise `SchemaDriftError` where the stored view is not `schema`."""
         check_drift(self.describe_view(schema.name, refresh=True), schema)
+
+    def rename_view(self, name: str, new: str) -> None:
+        """Give a view another name, which must be free."""
+        self.channel.call("RenameCollection", milvus_pb2.RenameCollectionRequest(oldName=name, newName=new))
+        self._schemas.pop(name, None)
+        self._written_at.pop(name, None)
 
     def list_views(self) -> list[str]:
         """Names of all collections, sorted."""
@@ -139,67 +136,20 @@ class MilvusCore:
     # Writing
 
     def upsert(self, view: str, rows: pa.RecordBatch | pa.Table, *, lease: Lease | None = None) -> Written:
-        """Store the rows that are newer than what is there: later `event_timestamp` wins, then later `created`.
-
-        `rows` has the view's key column, `event_timestamp`, all features, and may have `created` and `deleted`.
-        Raises `RefusedRowsError` before anything is written, and `LeaseError` where the lease was lost.
-        """
-        schema = self.describe_view(view)
-        table = pa.table(rows) if isinstance(rows, pa.RecordBatch) else rows
-        batch = prepare(schema, table)
-        if not len(batch):
-            return Written(0, 0)
-        requests = [self._upsert_request(schema, part) for part in self._newer_parts(schema, batch)]
-        for first in range(0, len(requests), WRITES_IN_FLIGHT):
-            if lease is not None:
-                lease.check()
-            futures = [self.channel.start("Upsert", r) for r in requests[first : first + WRITES_IN_FLIGHT]]
-            for future in futures:
-                self._wrote(view, self.channel.finish(future))
-        stored = sum(request.num_rows for request in requests)
-        return Written(stored, len(batch) - stored)
-
-    def _newer_parts(self, schema: ViewSchema, batch: Batch) -> Iterator[Batch]:
-        step = max(1, min(WRITE_ROWS_PER_REQUEST, WRITE_BYTES_PER_REQUEST // (4 * schema.stored_dim)))
-        # A count may cost the server a pass over the keys, so it is asked for where it can save many reads.
-        is_new = len(batch) >= COUNT_FIRST_ROWS and self._count(schema.name, "", strong=True) == 0
-        for first in range(0, len(batch), step):
-            part = batch.take(np.arange(first, min(first + step, len(batch))))
-            newer = part if is_new else part.take(self._newer_rows(schema.name, part))
-            if len(newer):
-                yield newer
-
-    def _newer_rows(self, view: str, part: Batch) -> NDArray[np.int64]:
-        times = {
-            key: (event, created)
-            for reply in self._query_ids(view, part.keys, [EVENT, CREATED], strong=True)
-            for key, event, created in zip(*(scalar_values(reply[name]) for name in (KEY, EVENT, CREATED)), strict=True)
-        }
-        mine = zip(part.keys, part.event_us.tolist(), part.created_us.tolist(), strict=True)
-        return np.asarray(
-            [i for i, (key, *at) in enumerate(mine) if key not in times or tuple(at) > times[key]], np.int64
-        )
-
-    @staticmethod
-    def _upsert_request(schema: ViewSchema, part: Batch) -> milvus_pb2.UpsertRequest:
-        columns = encode_columns(schema, part.keys, part.table, part.vectors)
-        return milvus_pb2.UpsertRequest(collection_name=schema.name, fields_data=columns, num_rows=len(part))
-
-    def _wrote(self, view: str, reply: milvus_pb2.MutationResult) -> None:
-        self._written_at[view] = max(self._written_at.get(view, 0), reply.timestamp)
+        """Store the rows that are newer than what is there, and wait for it; see `ViewWriter.write`."""
+        with ViewWriter(self, view, lease) as writer:
+            writer.write(rows)
+        return writer.written
 
     def delete(self, view: str, ids: Sequence[str], event_timestamp: Times, *, lease: Lease | None = None) -> Written:
-        """Store tombstones: from `event_timestamp` on these ids are missing, and older rows that arrive later stay hidden."""
-        schema = self.describe_view(view)
-        columns: dict[str, Any] = {
-            schema.key: pa.array(ids, pa.string()),
-            "event_timestamp": timestamps(as_us(event_timestamp, len(ids))),
-            "deleted": pa.array(np.ones(len(ids), np.bool_)),
-            **{name: pa.nulls(len(ids), arrow) for name, arrow in schema.fields.items()},
-        }
-        if schema.vector_field:
-            columns[schema.vector_field] = pa.nulls(len(ids), pa.list_(pa.float32()))
-        return self.upsert(view, pa.table(columns), lease=lease)
+        """Store tombstones and wait for it; see `ViewWriter.delete`."""
+        with ViewWriter(self, view, lease) as writer:
+            writer.delete(list(ids), event_timestamp)
+        return writer.written
+
+    def wrote(self, view: str, timestamp: int) -> None:
+        """Note a write's time, in Milvus's own measure, so that this process reads its own writes."""
+        self._written_at[view] = max(self._written_at.get(view, 0), timestamp)
 
     def flush(self, view: str, timeout_seconds: float = 60.0) -> None:
         """Seal what was written and wait for it: searches over sealed rows are an order of magnitude faster."""
@@ -230,9 +180,8 @@ class MilvusCore:
         self, view: str, ids: Sequence[str]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
         """`read_vectors` on the running event loop."""
-        known = self._schemas.get(view)
-        schema = known if known is not None else await asyncio.to_thread(self.describe_view, view)
-        requests = self._id_requests(view, ids, [EVENT, DELETED, schema.stored_vector], strong=False)
+        schema = await self._describe_async(view)
+        requests = self.id_requests(view, ids, [EVENT, DELETED, schema.stored_vector], strong=False)
         replies = await asyncio.gather(*(self._query_async(view, request) for request in requests))
         return vectors_in_order(schema, ids, replies)
 
@@ -244,46 +193,84 @@ class MilvusCore:
         `event_timestamp` and `created` may be asked for too, and the vector, which comes as a float32 [dim] array per id.
         """
         schema = self.describe_view(view)
-        replies = self._query_ids(view, ids, [DELETED, *stored_names(schema, fields)], strong=strong)
-        rows: dict[str, list[Any]] = {}
-        for reply in replies:
-            columns = [feature_column(schema, reply, name) for name in fields]
-            gone, keys = scalar_values(reply[DELETED]), scalar_values(reply[KEY])
-            rows.update((key, row) for key, dead, *row in zip(keys, gone, *columns, strict=True) if not dead)
-        nothing = [None] * len(fields)
-        found = [rows.get(i, nothing) for i in ids]
-        return {name: [row[at] for row in found] for at, name in enumerate(fields)}
+        names = list(dict.fromkeys([EVENT, DELETED, *stored_names(schema, fields)]))
+        return _columns_in_order(schema, ids, fields, self._query_ids(view, ids, names, strong=strong))
+
+    async def read_columns_async(self, view: str, ids: Sequence[str], fields: Sequence[str]) -> dict[str, list[Any]]:
+        """`read_columns` on the running event loop."""
+        schema = await self._describe_async(view)
+        names = list(dict.fromkeys([EVENT, DELETED, *stored_names(schema, fields)]))
+        requests = self.id_requests(view, ids, names, strong=False)
+        replies = await asyncio.gather(*(self._query_async(view, request) for request in requests))
+        return _columns_in_order(schema, ids, fields, replies)
 
     def scan(self, view: str, fields: Sequence[str] = (), batch: int = 4_096) -> Iterator[pa.RecordBatch]:
         """All live rows in batches, ordered by id: the view's key, `event_timestamp`, and the features or vector asked for."""
         schema = self.describe_view(view)
-        names = [EVENT, DELETED, *stored_names(schema, fields)]
+        for reply in self.pages(view, [EVENT, DELETED, *stored_names(schema, fields)], batch):
+            yield record_batch(schema, fields, reply)
+
+    def pages(self, view: str, names: Sequence[str], rows: int = 4_096) -> Iterator[dict[str, Any]]:
+        """All rows as stored, tombstones too, ordered by id: replies of at most `rows` rows with the collection's fields `names`."""
         last: str | None = None
         while True:
             where = f"{KEY} > {quote(last)}" if last is not None else f'{KEY} > ""'
-            reply = self._query(view, self._page_request(view, where, names, batch))
-            keys = list(scalar_values(reply[KEY])) if KEY in reply else []
+            reply = self._query(view, self._page_request(view, where, names, rows))
+            keys = scalar_values(reply[KEY]) if KEY in reply else []
             if keys:
-                yield record_batch(schema, fields, reply)
-            if len(keys) < batch:
+                yield reply
+            if len(keys) < rows:
                 return
             last = keys[-1]
 
     def search(
-        self, view: str, vectors: NDArray[np.float32], k: int, expr: str = "", fields: Sequence[str] = ()
+        self,
+        view: str,
+        vectors: NDArray[np.float32],
+        k: int,
+        where: Filter = None,
+        fields: Sequence[str] = (),
+        params: Mapping[str, Any] | None = None,
     ) -> SearchResult:
-        """The `k` nearest live rows of each query vector [q, dim], best first; `expr` filters by features, in Milvus's language."""
+        """The `k` nearest live rows of each query vector [q, dim], best first, with their own scores.
+
+        Args:
+            view: name of the view.
+            vectors: queries, float32 [q, dim], or [dim] for one.
+            k: hits per query, at most.
+            where: a filter by features (`milvus_filters`); a text is taken as an expression in Milvus's own language.
+            fields: features to return with each hit; `event_timestamp`, `created` and the vector may be asked for too.
+            params: search parameters in place of the view's own, such as `{"ef": 200}`.
+
+        Raises:
+            StoreRequestError: the queries' dim or a field is not the view's, or the filter does not fit it.
+        """
         schema = self.describe_view(view)
         queries = np.atleast_2d(np.asarray(vectors, np.float32))
-        if queries.shape[1] != schema.dim:
+        if schema.vector_field is None or queries.shape[1] != schema.dim:
             raise StoreRequestError(f"queries of view {view} must be [q, {schema.dim}], not {list(queries.shape)}")
-        request = self._search_request(schema, queries, k, expr, fields)
+        options = schema.search_options(k) | dict(params or {})
+        request = self._search_request(schema, queries, k, self._visible(schema, where), fields, options)
         results = self._loaded(view, lambda: self.channel.call("Search", request)).results
         return search_result(schema, results, len(queries), fields)
 
+    @staticmethod
+    def _visible(schema: ViewSchema, where: Filter) -> str:
+        """The rows that a search may find, as an expression."""
+        clauses = [LIVE]
+        if schema.ttl_us is not None:
+            clauses.append(f"{EVENT} >= {now_us() - schema.ttl_us}")
+        if where is not None and where != "":
+            clauses.append(f"({expression(schema, where)})")
+        return " and ".join(clauses)
+
     def count(self, view: str) -> int:
-        """How many live rows the view has, as of now."""
-        return self._count(view, "", strong=True) - self._count(view, f"{DELETED} == true", strong=True)
+        """How many rows the view has that are not deleted, as of now."""
+        return self.count_rows(view) - self._count(view, f"{DELETED} == true")
+
+    def count_rows(self, view: str) -> int:
+        """How many rows the view has, tombstones too, as of now."""
+        return self._count(view, "")
 
     def healthy(self) -> bool:
         """Whether the server answers."""
@@ -309,9 +296,14 @@ class MilvusCore:
         return {"consistency_level": common_pb2.Bounded, "guarantee_timestamp": 2}
 
     def _search_request(
-        self, schema: ViewSchema, queries: NDArray[np.float32], k: int, expr: str, fields: Sequence[str]
+        self,
+        schema: ViewSchema,
+        queries: NDArray[np.float32],
+        k: int,
+        where: str,
+        fields: Sequence[str],
+        options: Mapping[str, Any],
     ) -> milvus_pb2.SearchRequest:
-        options = {"ef": max(64, 2 * k)} if schema.index == "HNSW" else {}
         parameters = {
             "anns_field": schema.stored_vector,
             "topk": k,
@@ -321,7 +313,7 @@ class MilvusCore:
         }
         return milvus_pb2.SearchRequest(
             collection_name=schema.name,
-            dsl=f"{LIVE} and ({expr})" if expr else LIVE,
+            dsl=where,
             dsl_type=common_pb2.BoolExprV1,
             placeholder_group=placeholder_group(queries),
             output_fields=stored_names(schema, fields),
@@ -330,9 +322,10 @@ class MilvusCore:
             **self._consistency(schema.name, strong=False),
         )
 
-    def _id_requests(
+    def id_requests(
         self, view: str, ids: Sequence[str], fields: Sequence[str], *, strong: bool
     ) -> list[milvus_pb2.QueryRequest]:
+        """Queries for the rows of `ids`, each for as many as one reply should hold."""
         unique = list(dict.fromkeys(ids))
         return [
             milvus_pb2.QueryRequest(
@@ -356,34 +349,76 @@ class MilvusCore:
         )
 
     def _query_ids(self, view: str, ids: Sequence[str], fields: Sequence[str], *, strong: bool) -> list[dict[str, Any]]:
-        return [self._query(view, request) for request in self._id_requests(view, ids, fields, strong=strong)]
+        waiting = [self.start_query(view, r) for r in self.id_requests(view, ids, fields, strong=strong)]
+        return [wait() for wait in waiting]
+
+    def start_query(self, view: str, request: milvus_pb2.QueryRequest) -> Callable[[], dict[str, Any]]:
+        """Send a query; what is returned waits for its reply, asking again where the view must be loaded or was swapped.
+
+        It may be called again where it raised, and then sends the query anew.
+        """
+        first = iter([self.channel.start("Query", request)])
+
+        def send() -> Any:
+            future = next(first, None)
+            return self.channel.finish(future) if future is not None else self.channel.call("Query", request)
+
+        return lambda: _by_name(self._loaded(view, send))
 
     def _query(self, view: str, request: milvus_pb2.QueryRequest) -> dict[str, Any]:
-        reply = self._loaded(view, lambda: self.channel.call("Query", request))
-        return {data.field_name: data for data in reply.fields_data}
+        return self.start_query(view, request)()
+
+    async def _describe_async(self, view: str) -> ViewSchema:
+        known = self._schemas.get(view)
+        return known if known is not None else await asyncio.to_thread(self.describe_view, view)
 
     async def _query_async(self, view: str, request: milvus_pb2.QueryRequest) -> dict[str, Any]:
         try:
-            reply = await self.channel.call_async("Query", request)
-        except StoreRequestError as error:
-            if error.code != NOT_LOADED:
-                raise
-            await asyncio.to_thread(self.load, view)
-            reply = await self.channel.call_async("Query", request)
-        return {data.field_name: data for data in reply.fields_data}
+            return _by_name(await self.channel.call_async("Query", request))
+        except (StoreRequestError, ViewNotFoundError) as error:
+            await asyncio.to_thread(self._mend, view, error)
+        return _by_name(await self.channel.call_async("Query", request))
 
-    def _count(self, view: str, expr: str, *, strong: bool) -> int:
+    def _count(self, view: str, expr: str) -> int:
         request = milvus_pb2.QueryRequest(
-            collection_name=view, expr=expr, output_fields=["count(*)"], **self._consistency(view, strong=strong)
+            collection_name=view, expr=expr, output_fields=["count(*)"], **self._consistency(view, strong=True)
         )
         return int(scalar_values(self._query(view, request)["count(*)"])[0])
 
-    def _loaded(self, view: str, call: Any) -> Any:
-        """`call()`, loading the view and calling again where a restarted server has not loaded it."""
+    def _loaded(self, view: str, call: Callable[[], Any]) -> Any:
+        """`call()`, and once more where the view had to be loaded first, or was being swapped for a rebuilt one."""
         try:
             return call()
-        except StoreRequestError as error:
-            if error.code != NOT_LOADED:
-                raise
-            self.load(view)
+        except (StoreRequestError, ViewNotFoundError) as error:
+            self._mend(view, error)
             return call()
+
+    def _mend(self, view: str, error: StoreRequestError | ViewNotFoundError) -> None:
+        """Do what a second try needs, or raise the error."""
+        if isinstance(error, ViewNotFoundError):
+            if view not in self._schemas:
+                raise error
+            self._schemas.pop(view)  # It was here: a rebuilt one may be taking its place at this moment.
+            time.sleep(REPLACED_RETRY_SECONDS)
+        elif error.code == NOT_LOADED:
+            self.load(view)
+        else:
+            raise error
+
+
+def _by_name(reply: Any) -> dict[str, Any]:
+    return {data.field_name: data for data in reply.fields_data}
+
+
+def _columns_in_order(
+    schema: ViewSchema, ids: Sequence[str], fields: Sequence[str], replies: Sequence[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """Values of each of `fields` in the order of `ids`, None where missing."""
+    rows: dict[str, list[Any]] = {}
+    for reply in replies:
+        columns = [feature_column(schema, reply, name) for name in fields]
+        keys, live = scalar_values(reply[KEY]), live_rows(schema, reply).tolist()
+        rows.update((key, row) for key, is_live, *row in zip(keys, live, *columns, strict=True) if is_live)
+    nothing = [None] * len(fields)
+    found = [rows.get(i, nothing) for i in ids]
+    return {name: [row[at] for row in found] for at, name in enumerate(fields)}

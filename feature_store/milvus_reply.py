@@ -12,8 +12,8 @@ from pymilvus.grpc_gen import common_pb2
 
 from feature_store.errors import StoreRequestError
 from feature_store.milvus_schema import CREATED, DELETED, EVENT, KEY, NULLS, ViewSchema
-from feature_store.milvus_wire import decode, floats, null_mask, numbers, scalar_values
-from feature_store.schemas import timestamps
+from feature_store.milvus_wire import decode, floats, list_values, null_mask, numbers, scalar_values
+from feature_store.schemas import now_us, timestamps
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,18 @@ def feature_column(schema: ViewSchema, reply: Mapping[str, Any], name: str) -> A
         return list(scalar_values(reply[_TIMES[name]]))
     if name == schema.vector_field:
         return block(schema, reply)
-    return decode(reply[name], schema.fields[name], null_mask(numbers(reply[NULLS]), schema, name))
+    return decode(reply[name], schema.fields[name], null_mask(list_values(reply[NULLS]), name))
 
 
 def block(schema: ViewSchema, reply: Mapping[str, Any]) -> NDArray[np.float32]:
     """The reply's vectors, float32 [n, dim]."""
     return floats(reply[schema.stored_vector].vectors.float_vector).reshape(-1, schema.stored_dim)
+
+
+def live_rows(schema: ViewSchema, reply: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which rows [n] of a reply readers may see: those that are neither deleted nor older than the view's TTL."""
+    live = ~np.asarray(scalar_values(reply[DELETED]), np.bool_)
+    return live if schema.ttl_us is None else live & (numbers(reply[EVENT]) >= now_us() - schema.ttl_us)
 
 
 def vectors_in_order(
@@ -68,8 +74,7 @@ def vectors_in_order(
     keys = [key for reply in replies for key in scalar_values(reply[KEY])]
     at = {key: row for row, key in enumerate(keys)}
     rows = np.asarray([at.get(i, -1) for i in ids], np.int64)
-    live = np.append(~np.asarray([dead for r in replies for dead in scalar_values(r[DELETED])], np.bool_), False)
-    present = live[rows]
+    present = np.concatenate([*(live_rows(schema, r) for r in replies), np.zeros(1, np.bool_)])[rows]
     out = np.zeros((len(ids), schema.stored_dim), np.float32)
     event_us = np.zeros(len(ids), np.int64)
     if present.any():
@@ -80,7 +85,7 @@ def vectors_in_order(
 
 def record_batch(schema: ViewSchema, fields: Sequence[str], reply: Mapping[str, Any]) -> pa.RecordBatch:
     """The reply's live rows as Arrow columns: key, `event_timestamp`, then `fields`."""
-    live = np.flatnonzero(~np.asarray(scalar_values(reply[DELETED]), np.bool_))
+    live = np.flatnonzero(live_rows(schema, reply))
     columns = {
         schema.key: pa.array(list(scalar_values(reply[KEY])), pa.string()),
         "event_timestamp": timestamps(numbers(reply[EVENT])),

@@ -4,8 +4,8 @@ A float vector column of n rows is one block of n * dim little-endian floats on 
 """
 
 import base64
-import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,10 +20,12 @@ from feature_store.milvus_schema import (
     DELETED,
     EVENT,
     KEY,
+    MAX_LIST_VALUES,
     MAX_TEXT_BYTES,
     NULLS,
     Type,
     ViewSchema,
+    is_list,
     milvus_type,
 )
 from feature_store.schemas import TIMESTAMP
@@ -82,45 +84,74 @@ def ids_expression(ids: Sequence[str]) -> str:
     return f"{KEY} in [{', '.join(quote(i) for i in ids)}]"
 
 
-def _scalar(name: str, kind: int, values: Any) -> schema_pb2.FieldData:
-    field = schema_pb2.FieldData(type=kind, field_name=name)
-    slot, array = _SLOTS[kind]
-    getattr(field.scalars, slot).CopyFrom(array(values))
-    return field
-
-
-def _doubles(values: Any) -> schema_pb2.DoubleArray:
-    return schema_pb2.DoubleArray(data=values)
-
-
-_SLOTS: Final[dict[int, tuple[str, Callable[[Any], Any]]]] = {
-    Type.Bool: ("bool_data", lambda v: schema_pb2.BoolArray(data=v)),
-    Type.Int64: ("long_data", lambda v: schema_pb2.LongArray(data=v)),
-    Type.Float: ("float_data", lambda v: schema_pb2.FloatArray(data=v)),
-    Type.Double: ("double_data", _doubles),
-    Type.VarChar: ("string_data", lambda v: schema_pb2.StringArray(data=v)),
+_SLOTS: Final[Mapping[int, tuple[str, Callable[..., Any]]]] = {
+    Type.Bool: ("bool_data", schema_pb2.BoolArray),
+    Type.Int32: ("int_data", schema_pb2.IntArray),
+    Type.Int64: ("long_data", schema_pb2.LongArray),
+    Type.Float: ("float_data", schema_pb2.FloatArray),
+    Type.Double: ("double_data", schema_pb2.DoubleArray),
+    Type.VarChar: ("string_data", schema_pb2.StringArray),
 }
+
+
+def _values(kind: int, values: Any) -> schema_pb2.ScalarField:
+    slot, array = _SLOTS[kind]
+    return schema_pb2.ScalarField(**{slot: array(data=values)})
+
+
+def _scalar(name: str, kind: int, values: Any) -> schema_pb2.FieldData:
+    return schema_pb2.FieldData(type=kind, field_name=name, scalars=_values(kind, values))
+
+
+def _array(name: str, kind: int, rows: Sequence[schema_pb2.ScalarField]) -> schema_pb2.FieldData:
+    """A column of lists; rows may share a message."""
+    values = schema_pb2.ScalarField(array_data=schema_pb2.ArrayArray(data=rows, element_type=kind))
+    return schema_pb2.FieldData(type=Type.Array, field_name=name, scalars=values)
 
 
 def encode_columns(
     schema: ViewSchema, keys: list[str], batch: pa.Table, vectors: NDArray[np.float32]
 ) -> list[schema_pb2.FieldData]:
-    """All columns of an upsert: `batch` holds `event_timestamp`, `created`, `deleted` and the features, `vectors` is [n, dim]."""
-    mask = np.zeros(len(keys), np.int64)
-    features = []
-    for bit, (name, arrow) in enumerate(schema.fields.items()):
-        column = _without_nan(batch[name].combine_chunks())
-        mask |= pc.is_null(column).to_numpy(zero_copy_only=False).astype(np.int64) << bit
-        features.append(_scalar(name, milvus_type(arrow), _plain(name, column, arrow, keys)))
-    return [
+    """All columns of an upsert: `batch` holds `event_timestamp`, `created`, `deleted` and the features, `vectors` is [n, dim].
+
+    Raises `RefusedRowsError` naming the first row with a text or list that is too long.
+    """
+    columns = [
         _scalar(KEY, Type.VarChar, keys),
         _scalar(EVENT, Type.Int64, batch["event_timestamp"].cast(pa.int64()).to_pylist()),
         _scalar(CREATED, Type.Int64, batch["created"].cast(pa.int64()).to_pylist()),
         _scalar(DELETED, Type.Bool, batch["deleted"].to_pylist()),
-        _scalar(NULLS, Type.Int64, mask.tolist()),
         vector_field(schema.stored_vector, vectors),
-        *features,
     ]
+    features = {name: _without_nan(batch[name].combine_chunks()) for name in schema.fields}
+    if features:
+        columns.append(_null_names(features))
+    return columns + [_encoded(name, column, schema.fields[name], keys) for name, column in features.items()]
+
+
+def _null_names(features: Mapping[str, pa.Array]) -> schema_pb2.FieldData:
+    """Each row's null features by name. Few combinations occur, so a row's message is made once for each of them."""
+    names = list(features)
+    is_null = np.stack([column.is_null().to_numpy(zero_copy_only=False) for column in features.values()], axis=1)
+    patterns, row = np.unique(is_null, axis=0, return_inverse=True)
+    messages = [_values(Type.VarChar, [names[i] for i in np.flatnonzero(pattern)]) for pattern in patterns]
+    return _array(NULLS, Type.VarChar, [messages[i] for i in row.ravel().tolist()])
+
+
+def _encoded(name: str, column: pa.Array, arrow: pa.DataType, keys: list[str]) -> schema_pb2.FieldData:
+    kind = milvus_type(arrow)
+    if not is_list(arrow):
+        values = _stored(column, arrow)
+        if kind == Type.VarChar:
+            _check_lengths(name, values, keys)
+        return _scalar(name, kind, values)
+    rows = _list_rows(column, arrow)
+    _refuse(name, keys, [len(row) > MAX_LIST_VALUES for row in rows], f"more than {MAX_LIST_VALUES:,} values")
+    _refuse(name, keys, [None in row for row in rows], "a null in its list, which Milvus cannot hold")
+    if kind == Type.VarChar:
+        _check_lengths(name, [max(row, key=len, default="") for row in rows], keys)
+    empty = _values(kind, [])
+    return _array(name, kind, [_values(kind, row) if row else empty for row in rows])
 
 
 def _without_nan(column: pa.Array) -> pa.Array:
@@ -128,48 +159,50 @@ def _without_nan(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
 
 
-def _plain(name: str, column: pa.Array, arrow: pa.DataType, keys: list[str]) -> list[Any]:
-    if pa.types.is_list(arrow):
-        texts = ["" if row is None else _list_text(row) for row in _list_rows(column, arrow)]
-    elif pa.types.is_binary(arrow):
-        texts = ["" if row is None else base64.b64encode(row).decode() for row in column.to_pylist()]
-    elif pa.types.is_string(arrow):
-        texts = pc.fill_null(column.cast(pa.string()), "").to_pylist()
-    elif pa.types.is_timestamp(arrow):
-        return list(pc.fill_null(column.cast(TIMESTAMP).cast(pa.int64()), 0).to_pylist())
-    else:
-        return list(pc.fill_null(column.cast(arrow), False if pa.types.is_boolean(arrow) else 0).to_pylist())
-    _check_lengths(name, texts, keys)
-    return texts
+def _stored(column: pa.Array, arrow: pa.DataType) -> list[Any]:
+    """A scalar column's values as Milvus holds them; something in place of nulls, which are told elsewhere."""
+    if pa.types.is_binary(arrow):
+        return ["" if row is None else base64.b64encode(row).decode() for row in column.to_pylist()]
+    if pa.types.is_timestamp(arrow):
+        column, arrow = column.cast(TIMESTAMP).cast(pa.int64()), pa.int64()
+    nothing = "" if pa.types.is_string(arrow) else False if pa.types.is_boolean(arrow) else 0
+    return list(pc.fill_null(column.cast(arrow), nothing).to_pylist())
+
+
+def _list_rows(column: pa.Array, arrow: pa.DataType) -> list[list[Any]]:
+    value = arrow.value_type
+    if pa.types.is_timestamp(value):
+        column = column.cast(pa.list_(TIMESTAMP)).cast(pa.list_(pa.int64()))
+    rows = [row or [] for row in column.to_pylist()]
+    if pa.types.is_floating(value):  # In a list of floats a missing one is NaN, as Feast has it.
+        return [[math.nan if v is None else v for v in row] if None in row else row for row in rows]
+    if pa.types.is_binary(value):
+        return [[None if v is None else base64.b64encode(v).decode() for v in row] for row in rows]
+    return rows
 
 
 def _check_lengths(name: str, texts: list[str], keys: list[str]) -> None:
-    wrong = [key for key, text in zip(keys, texts, strict=True) if len(text.encode()) > MAX_TEXT_BYTES]
+    # A character has at most 4 bytes, so that short texts need no encoding to be told apart.
+    wrong = [len(t) * 4 > MAX_TEXT_BYTES and len(t.encode()) > MAX_TEXT_BYTES for t in texts]
+    _refuse(name, keys, wrong, f"more than {MAX_TEXT_BYTES} bytes as stored")
+
+
+def _refuse(name: str, keys: list[str], is_wrong: list[bool], why: str) -> None:
+    wrong = [key for key, is_bad in zip(keys, is_wrong, strict=True) if is_bad]
     if wrong:
-        raise RefusedRowsError(
-            f"{name} of {wrong[0]!r} has more than {MAX_TEXT_BYTES} bytes as stored; {len(wrong)} such", wrong
-        )
-
-
-def _list_rows(column: pa.Array, arrow: pa.DataType) -> list[list[Any] | None]:
-    if pa.types.is_timestamp(arrow.value_type):
-        column = column.cast(pa.list_(TIMESTAMP)).cast(pa.list_(pa.int64()))
-    return list(column.to_pylist())
-
-
-def _list_text(row: list[Any]) -> str:
-    return json.dumps([_json_value(v) for v in row], ensure_ascii=False, separators=(",", ":"))
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return None if isinstance(value, float) and value != value else value  # noqa: PLR0124 - NaN has no JSON
+        raise RefusedRowsError(f"{name} of {wrong[0]!r} has {why}; {len(wrong)} such rows", wrong)
 
 
 def scalar_values(field: schema_pb2.FieldData) -> Any:
     """The stored values of a scalar column, as the message holds them."""
     return getattr(field.scalars, _SLOTS[field.type][0]).data
+
+
+def list_values(field: schema_pb2.FieldData) -> list[Any]:
+    """The stored values of each row of a column of lists, as the messages hold them."""
+    array = field.scalars.array_data
+    slot = _SLOTS[array.element_type][0]
+    return [getattr(row, slot).data for row in array.data]
 
 
 def numbers(field: schema_pb2.FieldData) -> NDArray[np.int64]:
@@ -179,27 +212,20 @@ def numbers(field: schema_pb2.FieldData) -> NDArray[np.int64]:
 
 def decode(field: schema_pb2.FieldData, arrow: pa.DataType, missing: NDArray[np.bool_]) -> list[Any]:
     """A feature's values as Python objects, None where `missing` [n]; timestamps are microseconds since 1970."""
-    values = scalar_values(field)
-    if pa.types.is_list(arrow):
-        read: Callable[[Any], Any] = _list_reader(arrow.value_type)
-    elif pa.types.is_binary(arrow):
-        read = base64.b64decode
-    elif pa.types.is_float32(arrow):
-        read = float
+    if is_list(arrow):
+        is_binary = pa.types.is_binary(arrow.value_type)
+        read: Callable[[Any], Any] = (lambda row: [base64.b64decode(v) for v in row]) if is_binary else list
+        values = list_values(field)
     else:
-        return [None if gone else value for value, gone in zip(values, missing, strict=True)]
-    return [None if gone else read(value) for value, gone in zip(values, missing, strict=True)]
+        read = base64.b64decode if pa.types.is_binary(arrow) else _same
+        values = scalar_values(field)
+    return [None if gone else read(value) for value, gone in zip(values, missing.tolist(), strict=True)]
 
 
-def _list_reader(value_type: pa.DataType) -> Callable[[str], list[Any]]:
-    if pa.types.is_binary(value_type):
-        return lambda text: [None if v is None else base64.b64decode(v) for v in json.loads(text)]
-    if pa.types.is_floating(value_type):
-        return lambda text: [float("nan") if v is None else float(v) for v in json.loads(text)]
-    return lambda text: list(json.loads(text))
+def _same(value: Any) -> Any:
+    return value
 
 
-def null_mask(nulls: NDArray[np.int64], schema: ViewSchema, name: str) -> NDArray[np.bool_]:
-    """Which rows [n] have no value for a feature."""
-    bit = list(schema.fields).index(name)
-    return (nulls >> bit & 1).astype(np.bool_)
+def null_mask(names: Sequence[Any], name: str) -> NDArray[np.bool_]:
+    """Which rows [n] have no value for a feature, of each row's names of null features."""
+    return np.fromiter((name in row for row in names), np.bool_, len(names))

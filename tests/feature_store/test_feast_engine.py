@@ -229,9 +229,9 @@ def test_a_bad_row_fails_the_command_by_its_key(tables, feast_cli, feast_core):
 
 def test_a_view_that_somebody_writes_is_waited_for_and_then_refused(tables, feast_cli, monkeypatch):
     """Two loads of one view never run at once."""
-    from feature_store import feast_engine
+    from feature_store import feast_online
 
-    monkeypatch.setattr(feast_engine, "WAIT_FOR_WRITER_SECONDS", 0.1)
+    monkeypatch.setattr(feast_online, "WAIT_FOR_WRITER_SECONDS", 0.1)
     write_items(tables, ["a"], [1])
     with (
         Leases(tables.home.leases).hold("item_profile"),

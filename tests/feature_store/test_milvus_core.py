@@ -159,8 +159,8 @@ def test_search_gives_the_nearest_with_their_own_features(view, unit_vectors):
     assert found.fields["title"] == [[f"t{i[1:]}" for i in hits] for hits in found.ids]
     expected = np.argsort(-(vectors @ vectors[3]))[:5]
     assert found.ids[0] == [f"i{n}" for n in expected]
-    assert view.search(VIEW, vectors[3], 20, expr="price < 2.5").ids[0] != []
-    assert set(view.search(VIEW, vectors[3], 20, expr="price < 2.5").ids[0]) == {"i0", "i1", "i2"}
+    assert view.search(VIEW, vectors[3], 20, where="price < 2.5").ids[0] != []
+    assert set(view.search(VIEW, vectors[3], 20, where="price < 2.5").ids[0]) == {"i0", "i1", "i2"}
     with pytest.raises(StoreRequestError, match=r"\[q, 8\]"):
         view.search(VIEW, vectors[:, :4], 5)
 

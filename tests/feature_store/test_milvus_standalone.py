@@ -87,7 +87,7 @@ def test_rows_on_a_standalone_server(core, unit_vectors):
         set(live),
         VALUES["title"],
     )
-    assert core.search(VIEW, vectors[2:3], 20, expr="price > 99").ids == [[]]
+    assert core.search(VIEW, vectors[2:3], 20, where="price > 99").ids == [[]]
 
 
 def test_refusals_on_a_standalone_server(core, unit_vectors):

@@ -1,0 +1,107 @@
+"""A view's collection is rebuilt beside the old one, which serves meanwhile, and takes its name: for added features, another index or metric.
+
+Milvus 2.3 can neither add a field nor swap two collections at once. Between the two renames a reader finds nothing for some milliseconds
+and asks again (`MilvusCore`); what a killed process left between them is finished by `recover`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from feature_store.errors import SchemaDriftError, StoreRequestError
+from feature_store.lease import Lease
+from feature_store.milvus_core import MilvusCore
+from feature_store.milvus_reply import block, feature_column
+from feature_store.milvus_schema import CREATED, DELETED, EVENT, KEY, NULLS, ViewSchema, check_drift, is_rebuildable
+from feature_store.milvus_wire import numbers, scalar_values
+from feature_store.schemas import timestamps
+from feature_store.writing import ViewWriter
+
+NEW: Final = "__rebuilt"
+OLD: Final = "__replaced"
+
+
+def rebuild(
+    core: MilvusCore, schema: ViewSchema, lease: Lease, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Copy the view's rows, tombstones too, into a collection as `schema` says and swap it in; return their number.
+
+    Features that the stored view lacks are null. `progress` is called with (rows copied, rows in all). Raises `SchemaDriftError`
+    where the rows do not fit, before anything is changed.
+    """
+    stored = core.describe_view(schema.name, refresh=True)
+    if not is_rebuildable(stored, schema):
+        check_drift(stored, schema)
+    target = replace(schema, name=schema.name + NEW)
+    core.drop_view(target.name)
+    core.create_view(target)
+    total, done = core.count_rows(schema.name), 0
+    with ViewWriter(core, target.name, lease, distinct=True) as writer:
+        for reply in core.pages(schema.name, _stored_fields(stored)):
+            table = _rows(stored, target, reply)
+            writer.write(table)
+            done += table.num_rows
+            if progress is not None:
+                progress(done, total)
+    core.flush(target.name)
+    if core.count_rows(target.name) != total:
+        raise StoreRequestError(
+            f"view {schema.name}: {core.count_rows(target.name)} of {total} rows were copied; it stays as it was"
+        )
+    lease.check()
+    core.rename_view(schema.name, schema.name + OLD)
+    recover(core, schema.name)
+    return total
+
+
+def recover(core: MilvusCore, name: str) -> None:
+    """Finish a swap, or clear up after a copy, that ended half-way."""
+    there = set(core.list_views())
+    if name not in there and name + OLD in there:
+        source = name + NEW if name + NEW in there else name + OLD
+        core.rename_view(source, name)
+        core.load(name)
+        there = set(core.list_views())
+    for leftover in there & {name + NEW, name + OLD}:
+        core.drop_view(leftover)
+
+
+def check_name(name: str) -> None:
+    """Raise `SchemaDriftError` for a view whose name would be taken for a rebuilt one's."""
+    if name.endswith((NEW, OLD)):
+        raise SchemaDriftError(f"view {name!r} may not end in {NEW!r} or {OLD!r}, which name rebuilt views: rename it")
+
+
+def _stored_fields(stored: ViewSchema) -> list[str]:
+    nulls = [NULLS] if stored.fields else []
+    return [EVENT, CREATED, DELETED, *nulls, stored.stored_vector, *stored.fields]
+
+
+def _rows(stored: ViewSchema, target: ViewSchema, reply: Mapping[str, Any]) -> pa.Table:
+    """A page of the old collection as rows for the new one."""
+    keys, dead = list(scalar_values(reply[KEY])), np.asarray(scalar_values(reply[DELETED]), np.bool_)
+    columns: dict[str, Any] = {
+        target.key: pa.array(keys, pa.string()),
+        "event_timestamp": timestamps(numbers(reply[EVENT])),
+        "created": timestamps(numbers(reply[CREATED])),
+        "deleted": pa.array(dead),
+    }
+    for name, arrow in target.fields.items():
+        columns[name] = _feature(stored, reply, name, arrow) if name in stored.fields else pa.nulls(len(keys), arrow)
+    if target.vector_field is not None:
+        vectors = block(stored, reply)
+        offsets = np.arange(0, vectors.size + 1, target.dim, dtype=np.int32)
+        columns[target.vector_field] = pa.ListArray.from_arrays(offsets, vectors.reshape(-1))
+    return pa.table(columns)
+
+
+def _feature(stored: ViewSchema, reply: Mapping[str, Any], name: str, arrow: pa.DataType) -> pa.Array:
+    values = feature_column(stored, reply, name)
+    if pa.types.is_timestamp(arrow):
+        return pa.array(values, pa.int64()).cast(arrow)
+    if pa.types.is_list(arrow) and pa.types.is_timestamp(arrow.value_type):
+        return pa.array(values, pa.list_(pa.int64())).cast(arrow)
+    return pa.array(values, arrow)
