@@ -108,8 +108,8 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
             before = core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
-            with closing(NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)) as rows:
-                self._stream(writer, view.name, rows, task)
+            rows = NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)
+            self._stream(writer, view.name, rows, task)
             total = self._verify(writer, view.name, before)
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
