@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from feast import FeatureView, FileSource
+from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -22,7 +23,7 @@ from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
 from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
 from feature_store.feast_source import NewestRows, Window
-from feature_store.feast_types import view_schema
+from feature_store.feast_types import is_message, view_schema
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -162,9 +163,10 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
 
 def _is_columnar(view: FeatureView) -> bool:
-    """Whether the view's rows are those of its Parquet source, with nothing to be computed in between."""
+    """Whether the view's rows are those of its Parquet source, with nothing to be computed or turned into Feast's messages in between."""
     computed = any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations"))
-    return isinstance(view.batch_source, FileSource) and not computed
+    as_messages = view.entities == [DUMMY_ENTITY_NAME] or any(is_message(f.dtype) for f in view.features)
+    return isinstance(view.batch_source, FileSource) and not computed and not as_messages
 
 
 def _aware(time: datetime) -> datetime:

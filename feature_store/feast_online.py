@@ -140,7 +140,7 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Create what is missing, add what can be added, drop by exact name. Raises `SchemaDriftError` before anything is changed."""
         core, leases = self.core(config), leases_of(config)
-        wanted = [view_schema(view) for view in tables_to_keep if isinstance(view, FeatureView) and view.online]
+        wanted = [view_schema(view) for view in tables_to_keep if getattr(view, "online", True)]  # label views too
         existing = core.list_views()
         changes = [change_of(core, schema, existing) for schema in wanted]
         with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
