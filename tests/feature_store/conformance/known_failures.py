@@ -22,6 +22,11 @@ STOCK: dict[str, str] = {
     "test_a_wrong_vector_is_refused_and_nothing_is_written": "wrong vectors are stored, or refused without the row's key",
     "test_the_event_loop_writes_too": "there is no asynchronous write",
     "test_writing_to_a_view_that_nobody_applied_creates_nothing": "a write makes the collection that is missing",
+    # Views
+    "test_views_of_three_dims_metrics_and_indexes_live_in_one_database": "the whole store has one dim",
+    "test_a_view_is_dropped_by_its_exact_name": "dropping a view drops the one whose name ends in _v2 too",
+    "test_an_added_feature_is_added_and_rows_survive": "a collection never changes: reads of the new feature fail",
+    "test_a_changed_vector_is_not_ignored": "a changed dim or metric is ignored",
     # Searching
     "test_documents_come_best_first_with_their_own_features": "the query comes back in place of the row's own vector",
     "test_documents_have_typed_features": "features are text, and null numbers cannot be read",

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, settings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Feast's warnings are about itself
-    from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType, types
+    from feast import Entity, FeatureView, Field, FileSource, LabelView, PushSource, RepoConfig, ValueType, types  # noqa: F401 - for the tests
     from feast.feature_view import DUMMY_ENTITY_FIELD
     from feast.filter_models import ComparisonFilter, CompoundFilter  # noqa: F401 - for the tests
     from feast.infra.online_stores.milvus_online_store.milvus import MilvusOnlineStore
     from feast.infra.online_stores.online_store import OnlineStore
+    from feast.protos.feast.core.Registry_pb2 import Registry  # noqa: F401 - for the tests
     from feast.protos.feast.types import Value_pb2  # noqa: F401 - for the tests
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import (
@@ -30,6 +31,7 @@ with warnings.catch_warnings():
         StringList,
         Value,
     )
+    from feast.stream_feature_view import StreamFeatureView  # noqa: F401 - for the tests
 
     from feature_store.feast_online import TriptychOnlineStore
     from feature_store.milvus_core import MilvusCore
@@ -125,6 +127,12 @@ def view_of(name, fields=None, *, entities=(THING,), vectors=(), ttl=timedelta(0
     )
     view.entity_columns = view.entity_columns or [DUMMY_ENTITY_FIELD]  # as `apply` has it
     return view
+
+
+def push_source(name):
+    """A source that rows are pushed to; its file is never read."""
+    file = FileSource(name=f"{name}_file", path="never_read.parquet", timestamp_field="event_timestamp")
+    return PushSource(name=name, batch_source=file)
 
 
 def unit(numbers):
