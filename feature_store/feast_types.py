@@ -155,7 +155,7 @@ def _json_tag(view: FeatureView, name: str) -> dict[str, Any]:
 
 def entity_id(key: EntityKey) -> str:
     """The store's id of an entity key: its value as text; several values are joined by U+001F in the order of their names."""
-    if list(key.join_keys) == [DUMMY_ENTITY_ID]:
+    if not set(key.join_keys) - {DUMMY_ENTITY_ID}:  # Feast names it when it reads, and names nothing when it writes
         return NO_ENTITY
     values = dict(zip(key.join_keys, key.entity_values, strict=True))
     texts = [str(getattr(values[name], values[name].WhichOneof("val") or "string_val")) for name in sorted(values)]

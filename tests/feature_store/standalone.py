@@ -8,6 +8,8 @@ import yaml
 
 from feature_store.embedded import free_port, wait_until_healthy
 
+START_SECONDS = 120.0  # 10 where nothing else runs
+
 
 def etcd_config(folder, client_port):
     """Ports of its own for the etcd inside the server, whose usual ones another server on this machine may have."""
@@ -34,20 +36,21 @@ def standalone_server(folder, wait=wait_until_healthy, **settings):
     Skips the test where the package is not installed.
     """
     package = pytest.importorskip("milvus")
-    etcd_port = free_port()
-    server = package.MilvusServer(
-        package.MilvusServerConfig(), wait_for_started=False, etcd_port=etcd_port, proxy_port=free_port()
-    )
+    config = package.MilvusServerConfig()
+    # Ports of its own for every part: the package's usual ones may be those of another server on this machine.
+    ports = {name: free_port() for name in config.configurable_items if name.endswith("_port")}
+    server = package.MilvusServer(config, wait_for_started=False, **ports)
+    server.webservice_port = free_port()
     for name, value in settings.items():
         server.config.set(name, value)
     server.set_base_dir(str(folder))
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its probes of ports to the collector
-        patch.setenv("ETCD_CONFIG_PATH", str(etcd_config(folder, etcd_port)))
+        patch.setenv("ETCD_CONFIG_PATH", str(etcd_config(folder, ports["etcd_port"])))
         server.start()
     uri = f"http://127.0.0.1:{server.listen_port}"
     try:
-        wait(uri, 60.0)
+        wait(uri, START_SECONDS)
         yield uri
     finally:
         server.stop()

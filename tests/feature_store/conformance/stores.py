@@ -13,7 +13,19 @@ from hypothesis import HealthCheck, settings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Feast's warnings are about itself
-    from feast import Entity, FeatureView, Field, FileSource, LabelView, PushSource, RepoConfig, ValueType, types  # noqa: F401 - for the tests
+    from feast import (  # noqa: F401 - for the tests
+        Entity,
+        FeatureService,
+        FeatureStore,
+        FeatureView,
+        Field,
+        FileSource,
+        LabelView,
+        PushSource,
+        RepoConfig,
+        ValueType,
+        types,
+    )
     from feast.feature_view import DUMMY_ENTITY_FIELD
     from feast.filter_models import ComparisonFilter, CompoundFilter  # noqa: F401 - for the tests
     from feast.infra.online_stores.milvus_online_store.milvus import MilvusOnlineStore

@@ -130,7 +130,7 @@ def test_join_keys_do_not_run_into_one_another(store):
 
 
 def test_a_view_without_entities_has_one_row(store):
-    """Feast reads it by a key of its own, whose value is the empty text."""
+    """Feast reads it by a key of its own, whose value is the empty text; the plug-in also takes the key without one."""
     view = store.made({"title": types.String}, entities=[])
     nobody = key(__dummy_id="")
     assert store.read(view, [nobody]) == [MISSING]
