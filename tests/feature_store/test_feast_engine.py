@@ -178,17 +178,14 @@ def test_only_files_with_a_newest_row_are_read_twice(tables, feast_package, unit
         ],
         source=feast_package.FileSource(path=str(tables.folder("items")), timestamp_field="event_timestamp"),
     )
-    schema = ViewSchema("item_profile", fields={"title": "string", "image": "string"})
+    schema = ViewSchema("item_profile", fields={"title": pa.string(), "image": pa.string()})
     rows = NewestRows(view, schema, Window(now_us()), 0)
-    try:
-        content = stale.read_bytes()
-        footer = int.from_bytes(content[-8:-4], "little") + 8
-        stale.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
-        table = pa.concat_tables(rows.batches(10))
-        assert sorted(table["title"].to_pylist()) == ["c", "new a", "new b"]
-        assert table["image"].to_pylist() == [None, None, None]
-    finally:
-        rows.close()
+    content = stale.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    stale.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
+    table = pa.concat_tables(rows.batches(10))
+    assert sorted(table["title"].to_pylist()) == ["c", "new a", "new b"]
+    assert table["image"].to_pylist() == [None, None, None]
 
 
 def test_a_damaged_checkpoint_does_not_stop_apply(tables, feast_cli, capfd):
