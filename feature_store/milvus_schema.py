@@ -17,6 +17,7 @@ from feature_store.schemas import MAX_ID_BYTES, TIMESTAMP
 
 PROPERTY: Final = "triptych.view"
 FORMAT: Final = 2
+REBUILD_VARIABLE: Final = "TRIPTYCH_REBUILD"
 KEY: Final = "entity_id"
 EVENT: Final = "row_event_us"
 CREATED: Final = "row_created_us"
@@ -156,7 +157,8 @@ class ViewSchema:
         found = data.pop("format", None)
         if found != FORMAT:
             raise SchemaDriftError(
-                f"a view was stored in format {found}, this is {FORMAT}: drop it and materialize it again"
+                f"a view was stored in format {found}, this is {FORMAT}: make it anew with `{REBUILD_VARIABLE}=VIEW feast apply`, and "
+                "materialize it in full"
             )
         return cls(**{**data, "fields": {name: type_of(t) for name, t in data["fields"].items()}})
 
@@ -264,11 +266,9 @@ def check_drift(stored: ViewSchema, wanted: ViewSchema) -> None:
     if not found:
         return
     differences = "; ".join(f"{name}: stored {old!r}, defined {new!r}" for name, (old, new) in found.items())
+    command = f"`{REBUILD_VARIABLE}={wanted.name} feast apply`"
     if is_rebuildable(stored, wanted):
-        remedy = f"`triptych index rebuild {wanted.name}` copies its rows into a new collection and swaps it in"
+        remedy = f"{command} copies its rows into a new collection, which then takes its place"
     else:
-        remedy = (
-            f"its rows do not fit the definition: give the view another name, or `triptych index drop {wanted.name}`, "
-            "apply, and materialize it again in full"
-        )
+        remedy = f"its rows do not fit: give the view another name, or drop them with {command} and materialize it in full"
     raise SchemaDriftError(f"view {wanted.name!r} in Milvus is not what its definition says ({differences}); {remedy}")
