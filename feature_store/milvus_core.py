@@ -6,7 +6,7 @@ of one view need a lease (`lease.py`), since Milvus has no conditional upsert; r
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -270,14 +270,23 @@ class MilvusCore:
             last = keys[-1]
 
     def search(
-        self, view: str, vectors: NDArray[np.float32], k: int, expr: str = "", fields: Sequence[str] = ()
+        self,
+        view: str,
+        vectors: NDArray[np.float32],
+        k: int,
+        expr: str = "",
+        fields: Sequence[str] = (),
+        params: Mapping[str, object] | None = None,
     ) -> SearchResult:
-        """The `k` nearest live rows of each query vector [q, dim], best first; `expr` filters by features, in Milvus's language."""
+        """The `k` nearest live rows of each query vector [q, dim], best first; `expr` filters by features, in Milvus's language.
+
+        `params` overrides the view's search parameters, such as `{"ef": 64}`.
+        """
         schema = self.describe_view(view)
         queries = np.atleast_2d(np.asarray(vectors, np.float32))
         if queries.shape[1] != schema.dim:
             raise StoreRequestError(f"queries of view {view} must be [q, {schema.dim}], not {list(queries.shape)}")
-        request = self._search_request(schema, queries, k, expr, fields)
+        request = self._search_request(schema, queries, k, expr, fields, params)
         results = self._loaded(view, lambda: self.channel.call("Search", request)).results
         return search_result(schema, results, len(queries), fields)
 
@@ -309,9 +318,16 @@ class MilvusCore:
         return {"consistency_level": common_pb2.Bounded, "guarantee_timestamp": 2}
 
     def _search_request(
-        self, schema: ViewSchema, queries: NDArray[np.float32], k: int, expr: str, fields: Sequence[str]
+        self,
+        schema: ViewSchema,
+        queries: NDArray[np.float32],
+        k: int,
+        expr: str,
+        fields: Sequence[str],
+        params: Mapping[str, object] | None,
     ) -> milvus_pb2.SearchRequest:
-        options = {"ef": max(64, 2 * k)} if schema.index == "HNSW" else {}
+        defaults: dict[str, object] = {"ef": max(64, 2 * k)} if schema.index == "HNSW" else {}
+        options = defaults | dict(params or {})
         parameters = {
             "anns_field": schema.stored_vector,
             "topk": k,
