@@ -183,35 +183,52 @@ def sweep(
 
 
 def measure(core: MilvusCore, prepared: Prepared, settings: Settings, advance: Advance = lambda _: None) -> IndexReport:
-    """Search with every point's parameters, warmed up, one query at a time and in batches; `advance(1)` after each point."""
+    """Search with every point's parameters, warmed up, one query at a time and then in batches; `advance(1)` after each query.
+
+    The points take turns query by query, each at another query, so that a busy moment of the machine slows all of them alike and none
+    finds in the processor's caches what the one before it left there.
+    """
     schema, queries = prepared.schema, prepared.queries
     used = wait_for_index(core, schema, queries, settings.wait_seconds)
-    vectors = _VectorCache(core, schema.name)
-    points, refused = [], []
+    searches, refused = [], []
     for k, params in sweep(schema, queries, settings, index_used=used):
+        search = _Search(core, prepared, k, params)
         try:
-            points.append(_point(core, prepared, k, params, vectors))
+            search.warm_up()
+            searches.append(search)
         except StoreRequestError as error:
             refused.append(f"k={k} {params}: {error}")
-        advance(1)
-    if not points:
+    if not searches:
         raise IndexReportError(f"view {schema.name}: every search was refused; the first: {refused[0]}")
-    notes = [*_notes(core, prepared, settings, used), *refused]
+    count = len(queries.vectors)
+    for turn in range(count):
+        for place, search in enumerate(searches):
+            search.time((turn + place * count // len(searches)) % count)
+        advance(1)
+    vectors = _VectorCache(core, schema.name)
+    points = tuple(search.point(vectors) for search in searches)
+    return _report(core, prepared, points, used, [*_notes(core, prepared, settings, used), *refused])
+
+
+def _report(
+    core: MilvusCore, prepared: Prepared, points: tuple[Point, ...], used: bool | None, notes: list[str]
+) -> IndexReport:
+    schema, rows = prepared.schema, prepared.nearest.rows
     m, build = _build_params(core, schema)
     return IndexReport(
         view=schema.name,
         index=schema.index,
         metric=schema.metric,
         dim=schema.dim,
-        rows=prepared.nearest.rows,
+        rows=rows,
         build_params=build,
         index_used=used,
-        queries=len(queries.vectors),
-        queries_from=queries.source,
+        queries=len(prepared.queries.vectors),
+        queries_from=prepared.queries.source,
         exact_seconds=prepared.exact_seconds,
-        vector_bytes=vector_bytes(prepared.nearest.rows, schema.dim),
-        link_bytes=link_bytes(prepared.nearest.rows, m) if schema.index in GRAPHS else 0,
-        points=tuple(points),
+        vector_bytes=vector_bytes(rows, schema.dim),
+        link_bytes=link_bytes(rows, m) if schema.index in GRAPHS else 0,
+        points=points,
         notes=tuple(notes),
     )
 
@@ -240,23 +257,45 @@ def index_used(core: MilvusCore, schema: ViewSchema, queries: Queries) -> bool:
     return False
 
 
-def _point(core: MilvusCore, prepared: Prepared, k: int, params: dict[str, object], vectors: "_VectorCache") -> Point:
-    queries, metric = prepared.queries, prepared.schema.metric
-    ask = queries.limit(k)
-    for query in queries.vectors[:WARM_UP_QUERIES]:
-        core.search(prepared.schema.name, query, ask, params=params)
-    hits, milliseconds = [], []
-    for query in queries.vectors:
+class _Search:
+    """The searches of one point, and what they found and took."""
+
+    def __init__(self, core: MilvusCore, prepared: Prepared, k: int, params: dict[str, object]) -> None:
+        self.k, self.params = k, params
+        self._core, self._prepared = core, prepared
+        self._vectors = prepared.queries.vectors
+        self._hits: list[list[str]] = [[]] * len(self._vectors)
+        self._milliseconds = np.zeros(len(self._vectors))
+
+    def warm_up(self) -> None:
+        for query in self._vectors[:WARM_UP_QUERIES]:
+            self._search(query)
+
+    def time(self, at: int) -> None:
+        """Search with the query at row `at` alone."""
         began = time.perf_counter()
-        found = core.search(prepared.schema.name, query, ask, params=params)
-        milliseconds.append(1_000 * (time.perf_counter() - began))
-        hits.append(found.ids[0])
-    hits = others(hits, queries.ids, k)
-    nearest = prepared.nearest.first(k)
-    recall = recall_at_k(nearest, hits, score_hits(queries.vectors, hits, metric, nearest, vectors.read))
-    p50, p95, p99 = (float(value) for value in np.percentile(milliseconds, (50, 95, 99)))
-    rate = _queries_per_second(core, prepared, ask, params)
-    return Point(k, params, float(recall.mean()), float(np.percentile(recall, 5)), p50, p95, p99, rate)
+        found = self._search(self._vectors[at])
+        self._milliseconds[at] = 1_000 * (time.perf_counter() - began)
+        self._hits[at] = found[0]
+
+    def point(self, vectors: "_VectorCache") -> Point:
+        queries, nearest = self._prepared.queries, self._prepared.nearest.first(self.k)
+        hits = others(self._hits, queries.ids, self.k)
+        scores = score_hits(queries.vectors, hits, self._prepared.schema.metric, nearest, vectors.read)
+        recall = recall_at_k(nearest, hits, scores)
+        p50, p95, p99 = (float(value) for value in np.percentile(self._milliseconds, (50, 95, 99)))
+        low = float(np.percentile(recall, 5))
+        return Point(self.k, self.params, float(recall.mean()), low, p50, p95, p99, self._queries_per_second())
+
+    def _queries_per_second(self) -> float:
+        began = time.perf_counter()
+        for first in range(0, len(self._vectors), QUERIES_PER_BATCH):
+            self._search(self._vectors[first : first + QUERIES_PER_BATCH])
+        return len(self._vectors) / (time.perf_counter() - began)
+
+    def _search(self, vectors: Vectors) -> list[list[str]]:
+        limit = self._prepared.queries.limit(self.k)
+        return self._core.search(self._prepared.schema.name, vectors, limit, params=self.params).ids
 
 
 def others(hits: Sequence[Sequence[str]], ids: Sequence[str] | None, k: int) -> list[list[str]]:
@@ -264,14 +303,6 @@ def others(hits: Sequence[Sequence[str]], ids: Sequence[str] | None, k: int) -> 
     if ids is None:
         return [list(found[:k]) for found in hits]
     return [[name for name in found if name != own][:k] for found, own in zip(hits, ids, strict=True)]
-
-
-def _queries_per_second(core: MilvusCore, prepared: Prepared, ask: int, params: dict[str, object]) -> float:
-    vectors = prepared.queries.vectors
-    began = time.perf_counter()
-    for first in range(0, len(vectors), QUERIES_PER_BATCH):
-        core.search(prepared.schema.name, vectors[first : first + QUERIES_PER_BATCH], ask, params=params)
-    return len(vectors) / (time.perf_counter() - began)
 
 
 class _VectorCache:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUFFIXES: Final = frozenset({".html", ".png", ".svg"})
 _INCHES_PER_PLOT: Final = 6.5
 _DPI: Final = 150
+_MARGIN: Final = 1.6  # wide enough for two ticks, and for the labels of the outer points
 MIB: Final = 1 << 20
 
 
@@ -47,16 +48,30 @@ def picture(reports: Sequence["IndexReport"], kind: str) -> bytes:
 
     ks = sorted({point.k for report in reports for point in report.points})
     figure = Figure(figsize=(_INCHES_PER_PLOT * len(ks), 4.8), layout="constrained")
-    for axes, k in zip(figure.subplots(1, len(ks), squeeze=False)[0], ks, strict=True):
+    plots = figure.subplots(1, len(ks), squeeze=False)[0]
+    for axes, k in zip(plots, ks, strict=True):
         for report in reports:
             _draw(axes, report, k)
-        axes.set(xscale="log", xlabel="latency of one query, median (ms)", ylabel=f"recall@{k}", title=f"recall@{k}")
-        axes.grid(visible=True, which="both", alpha=0.25)
-        axes.legend(fontsize="small", loc="lower right")
+        _frame(axes, k, [point.p50_ms for report in reports for point in report.points if point.k == k])
+    figure.legend(*plots[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "triptych"}):  # the same numbers give the same file
         figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
+
+
+def _frame(axes: Any, k: int, milliseconds: Sequence[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set(
+        xscale="log",
+        xlim=(min(milliseconds) / _MARGIN, max(milliseconds) * _MARGIN),
+        xlabel="latency of one query, median (ms)",
+        ylabel=f"recall@{k}",
+        title=f"recall@{k}",
+    )
+    axes.xaxis.set(major_locator=LogLocator(subs=(1.0, 2.0, 5.0)), minor_locator=NullLocator(), major_formatter="{x:g}")
+    axes.grid(visible=True, alpha=0.25)
 
 
 def _draw(axes: Any, report: "IndexReport", k: int) -> None:

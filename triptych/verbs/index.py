@@ -59,7 +59,7 @@ def report(
 
     Recall is judged against an exact pass over all rows (rows tied for the last place are all right; a query that is itself a row does
     not count as its own neighbour). Views with an HNSW or AUTOINDEX index are searched with each `ef`, and as searches go by
-    themselves (`default`); a FLAT index scans all rows and has one point per k. Reads only; ten searches warm up each point.
+    themselves (`default`); a FLAT index scans all rows and has one point per k. Reads only. Ten searches warm each point up; then the points take turns, so that a busy moment slows all alike.
 
     Exit code 3: some view could not be measured, or its index was not in use yet and the numbers are those of a scan.
     """
@@ -155,12 +155,11 @@ def _measure(
 
 
 def _measure_one(core: "MilvusCore", name: str, settings: "Settings", queries: "Queries | None") -> "IndexReport":
-    from feature_store.index_report import measure, prepare, sweep
+    from feature_store.index_report import measure, prepare
 
     with progress(f"{name}: exact search", core.count(name)) as advance:
         prepared = prepare(core, name, settings, queries, advance)
-    points = sweep(prepared.schema, prepared.queries, settings, index_used=True)
-    with progress(f"{name}: searches", len(points)) as advance:
+    with progress(f"{name}: queries", len(prepared.queries.vectors)) as advance:
         return measure(core, prepared, settings, advance)
 
 
