@@ -177,8 +177,8 @@ def sweep(
         points.append((k, {}))
         if index_used and schema.index in GRAPHS:
             least = queries.limit(k)
-            ladder = sorted({ef for ef in settings.efs if ef >= least} if settings.efs else {least, *EF_LADDER})
-            points += [(k, {"ef": ef}) for ef in ladder if ef >= least]
+            ladder = [ef for ef in sorted(set(settings.efs)) if ef >= least] if settings.efs else [*EF_LADDER, least]
+            points += [(k, {"ef": ef}) for ef in sorted(set(ladder or [least])) if ef >= least]
     return points
 
 
@@ -368,6 +368,9 @@ def _notes(core: MilvusCore, prepared: Prepared, settings: Settings, used: bool 
         yield "the server stopped using the index while it was measured: measure again"
     if (now := core.count(view)) != rows:
         yield f"the view went from {rows:,} to {now:,} rows while it was measured: recall is a little off, measure again"
+    least = prepared.queries.limit(max(settings.ks))
+    if used and (low := [ef for ef in settings.efs if ef < least]):
+        yield f"ef={', '.join(map(str, low))}: below the {least} hits asked for, so not tried for every k"
     short = [k for k in settings.ks if k > prepared.nearest.k]
     if short:
         yield f"k={', '.join(map(str, short))}: a query has only {prepared.nearest.k} neighbours, and recall is of those"
