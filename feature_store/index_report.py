@@ -27,6 +27,14 @@ LINK_BYTES: Final = 4
 WARM_UP_QUERIES: Final = 10
 QUERIES_PER_BATCH: Final = 64
 PROBE_SECONDS: Final = 0.5
+NOT_IN_USE: Final = (
+    "the server does not search the index yet: it is being built, or the rows were never flushed. Until then it scans all rows, or a "
+    "Milvus standalone answers from its coarse interim index, which may miss many: measure again later"
+)
+OWN_ROWS: Final = (
+    "the queries are rows of the view, and a graph links each row to its neighbours: other queries (users, words) find less; "
+    "measure those with queries of their own (--queries-from)"
+)
 MAX_K: Final = 16_383  # Milvus answers at most 16,384 hits, and one may be the query itself
 
 
@@ -98,7 +106,7 @@ class IndexReport:
     """One view's index as it was measured.
 
     Attributes:
-        index_used: whether searches went through the graph; False where the server still scans all rows, None where there is no graph.
+        index_used: whether searches went through the graph; False where the server does without it yet, None where there is no graph.
         vector_bytes: estimated memory of the vectors.
         link_bytes: estimated memory of the graph's links.
         notes: what a reader of the numbers must know.
@@ -246,8 +254,8 @@ def wait_for_index(core: MilvusCore, schema: ViewSchema, queries: Queries, secon
 def index_used(core: MilvusCore, schema: ViewSchema, queries: Queries) -> bool:
     """Whether the server searches a graph for this view, at least in part of the rows.
 
-    Asks with an `ef` that is no number: only the code that walks a graph reads it, and refuses; a scan of all rows answers. Servers say
-    "index finished" long before they search by it (Milvus 2.3 by seconds; Milvus Lite says so always), so what they say is not asked.
+    Asks with an `ef` that is no number: only the code that walks a graph reads it, and refuses; whatever answers in its place does not.
+    Servers say "index finished" before they search by it (Milvus 2.3 by seconds; Milvus Lite says so always), so they are not asked.
     """
     try:
         core.search(schema.name, queries.vectors[:1], 1, params={"ef": "not a number"})
@@ -360,14 +368,13 @@ def _build_params(core: MilvusCore, schema: ViewSchema) -> tuple[int, dict[str, 
 def _notes(core: MilvusCore, prepared: Prepared, settings: Settings, used: bool | None) -> Iterator[str]:
     view, rows = prepared.schema.name, prepared.nearest.rows
     if used is False:
-        yield (
-            "the server scans all rows and does not use the index: it is being built yet, or the rows were never flushed; "
-            "these numbers are those of the scan, measure again later"
-        )
+        yield NOT_IN_USE
     elif used is not None and not index_used(core, prepared.schema, prepared.queries):
         yield "the server stopped using the index while it was measured: measure again"
     if (now := core.count(view)) != rows:
         yield f"the view went from {rows:,} to {now:,} rows while it was measured: recall is a little off, measure again"
+    if used and prepared.queries.ids is not None:
+        yield OWN_ROWS
     least = prepared.queries.limit(max(settings.ks))
     if used and (low := [ef for ef in settings.efs if ef < least]):
         yield f"ef={', '.join(map(str, low))}: below the {least} hits asked for, so not tried for every k"

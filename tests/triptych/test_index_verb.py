@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_store.milvus_schema import ViewSchema
-from tests.feature_store.vector_views import made
+from tests.feature_store.vector_views import made, table
 from triptych.verbs import index
 
 run = CliRunner().invoke
@@ -46,12 +46,25 @@ def test_the_verb_s_json_has_every_number(live_home, core, unit_vectors, tmp_pat
     assert not (live_home.root / "index-report.html").exists()
 
 
+def test_items_are_searched_with_the_users_of_their_space(live_home, core, unit_vectors):
+    """Without `--queries-from` an item view is queried with the user view of its space, once that has rows; else with its own."""
+    made(core, unit_vectors, "FLAT", name="item_space", rows=50)
+    made(core, unit_vectors, "FLAT", name="user_space", rows=0)
+    arguments = ["report", "item_space", "--k", "5", "--json"]
+    own = run(index.app, arguments)
+    assert json.loads(own.stdout)["views"][0]["queries_from"] == "rows of item_space"
+    core.upsert("user_space", table(["i00001"], unit_vectors(1, 64)))
+    (measured,) = json.loads(run(index.app, arguments).stdout)["views"]
+    assert (measured["queries_from"], measured["queries"]) == ("rows of user_space", 1)
+    assert measured["points"][0]["recall"] == 1.0
+
+
 def test_an_index_that_is_not_in_use_ends_with_three(live_home, core, unit_vectors):
     """Numbers of a scan where an index was meant are degraded: exit code 3, and a remark."""
     view, _, _ = made(core, unit_vectors, "HNSW", rows=200, flush=False)
     done = run(index.app, ["report", view, "--k", "5", "--queries", "5", "--wait", "0", "--json"])
     assert done.exit_code == 3
-    assert "scans all rows" in json.loads(done.stdout)["views"][0]["notes"][0]
+    assert "does not search the index yet" in json.loads(done.stdout)["views"][0]["notes"][0]
 
 
 @pytest.mark.parametrize(

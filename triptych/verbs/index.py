@@ -32,12 +32,14 @@ def report(
         list[str] | None, typer.Argument(help="Views to measure. [default: all that have vectors]", show_default=False)
     ] = None,
     k: Annotated[str, typer.Option("--k", metavar="K,K", help="Recall@k for these k.")] = "10,100",
-    queries: Annotated[int, typer.Option(min=1, max=2_000, help="How many rows of the view to query with.")] = 100,
+    queries: Annotated[int, typer.Option(min=1, max=2_000, help="How many rows to query with.")] = 100,
     queries_from: Annotated[
         str | None,
         typer.Option(
             metavar="VIEW|FILE.npy",
-            help="Query with rows of another view of the same space (such as `user_SPACE`), or with floats [n, dim] from a NumPy file.",
+            help="Query with rows of this view of the same space, or with floats [n, dim] from a NumPy file. "
+            "[default: for item_SPACE the rows of user_SPACE where there are any; else rows of the view itself]",
+            show_default=False,
         ),
     ] = None,
     ef: Annotated[
@@ -58,10 +60,10 @@ def report(
     """Measure recall@k against exact search, latency and memory of each view, and plot recall against latency by search parameter.
 
     Recall is judged against an exact pass over all rows (rows tied for the last place are all right; a query that is itself a row does
-    not count as its own neighbour). Views with an HNSW or AUTOINDEX index are searched with each `ef`, and as searches go by
+    not count as its own neighbour). Queries should be those that will come: a graph finds its own rows' neighbours more easily. Views with an HNSW or AUTOINDEX index are searched with each `ef`, and as searches go by
     themselves (`default`); a FLAT index scans all rows and has one point per k. Reads only. Ten searches warm each point up; then the points take turns, so that a busy moment slows all alike.
 
-    Exit code 3: some view could not be measured, or its index was not in use yet and the numbers are those of a scan.
+    Exit code 3: some view could not be measured, or its index was not in use yet and the numbers are of what answered instead.
     """
     from feature_store.connection import connect
     from feature_store.errors import IndexReportError
@@ -148,7 +150,7 @@ def _measure(
     done = []
     for name in names:
         try:
-            done.append(_measure_one(core, name, settings, _queries(core, source, settings)))
+            done.append(_measure_one(core, name, settings, _queries(core, name, source, settings)))
         except (IndexReportError, StoreRequestError, ViewNotFoundError) as error:
             skipped[name] = str(error)
     return done
@@ -163,18 +165,26 @@ def _measure_one(core: "MilvusCore", name: str, settings: "Settings", queries: "
         return measure(core, prepared, settings, advance)
 
 
-def _queries(core: "MilvusCore", source: str | None, settings: "Settings") -> "Queries | None":
-    """The queries of `--queries-from`; None where each view is queried with rows of its own."""
+def _queries(core: "MilvusCore", view: str, source: str | None, settings: "Settings") -> "Queries | None":
+    """The queries of `--queries-from`, else users' vectors for items; None where the view is queried with rows of its own."""
     from dataclasses import replace
 
     from feature_store.index_queries import load_queries, sample_queries
 
-    if source is None:
+    source = source or _users_of(core, view)
+    if source is None or source == view:
         return None
     if source.endswith(".npy"):
         return load_queries(Path(source))
-    drawn = sample_queries(core, source, settings.queries, settings.seed)
-    return replace(drawn, ids=None)  # Rows of another view: an equal id there is no row of this one.
+    # Rows of another view: an equal id there is no row of this one.
+    return replace(sample_queries(core, source, settings.queries, settings.seed), ids=None)
+
+
+def _users_of(core: "MilvusCore", view: str) -> str | None:
+    """The view of users in the space of a view of items, where there is such a view and it has rows."""
+    users = f"user_{view.removeprefix('item_')}"
+    there = view.startswith("item_") and users in core.list_views() and core.describe_view(users).dim
+    return users if there and core.count(users) else None
 
 
 def _server_memory(home: "Home", core: "MilvusCore") -> int | None:
