@@ -9,6 +9,7 @@ FeatureStoreError
 ├── ViewNotFoundError     no such view in Milvus: nothing is created on read
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
+├── IndexReportError      a view whose index cannot be measured: it has no vector, or too few rows
 └── LeaseError            another writer holds the view, or took it over
     └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
@@ -64,6 +65,10 @@ class RefusedRowsError(FeatureStoreError):
     def __init__(self, message: str, keys: list[str]) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+class IndexReportError(FeatureStoreError):
+    """A view's index cannot be measured as asked."""
 
 
 class LeaseError(FeatureStoreError):
