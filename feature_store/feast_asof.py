@@ -67,7 +67,7 @@ class AsOf:
         self._backend = ibis.duckdb.connect(temp_directory=self._spill.name)
         try:
             self._views = [
-                _Versions(self._backend.con, f"v{number}", view, names, store.repo_path)
+                _Versions(self._backend.con, f"v{number}", view, names, store.config.repo_path)
                 for number, (view, names) in enumerate(self.asked.views)
             ]
         except BaseException:
@@ -241,7 +241,7 @@ class _Versions:
         at = pc.index_in(rows, value_set=found[_ROW].combine_chunks())
         base = self._view.projection.name_alias or self._view.name
         return {
-            f"{base}__{name}": _cast(f"{self.name}:{name}", found[name].take(at), arrow)
+            f"{base}__{name}": _without_nan(_cast(f"{self.name}:{name}", found[name].take(at), arrow))
             for name, arrow in self._types.items()
         }
 
@@ -309,6 +309,11 @@ def _cast(reference: str, column: pa.ChunkedArray | pa.Array, wanted: pa.DataTyp
         raise PointInTimeError(
             f"feature {reference} is {column.type} in its files and declared {wanted}: {error}; mend either"
         ) from error
+
+
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A NaN scalar is a missing value, as it is online."""
+    return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
 
 
 def _pandas(column: pa.ChunkedArray) -> Any:
