@@ -7,6 +7,7 @@ last created; and no row number for a tombstone, so that a deleted entity is mis
 
 import copy
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
@@ -129,7 +130,10 @@ class AsOf:
             data_source_writer=lambda *_: None,
             full_feature_names=True,
         )
-        table = job.to_arrow().sort_by(_LABEL)
+        with warnings.catch_warnings():
+            # ibis calls DuckDB by a name that is going away, and says so once per join.
+            warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
+            table = job.to_arrow().sort_by(_LABEL)
         if table.num_rows != len(at_us):
             raise PointInTimeError(f"Feast's join gave {table.num_rows} rows for {len(at_us)} labels")
         return {view.alias: table[f"{view.alias}__{_ROW}"].combine_chunks() for view in self._views}

@@ -109,10 +109,10 @@ def _as_us(cutoff: datetime | int | None) -> int | None:
 
 
 @contextmanager
-def _as_of(store: FeatureStore, references: list[str]) -> Iterator[AsOf]:
-    """The features at instants, those included. Raises `FeatureStoreError` where they are not registered."""
+def _as_of(folder: Path, store: FeatureStore, references: list[str]) -> Iterator[AsOf]:
+    """The features at instants, those included; what memory cannot hold is spilled to `folder`. Raises `FeatureStoreError` where they are not registered."""
     try:
-        joined = AsOf(store, references, strict=False)
+        joined = AsOf(store, references, strict=False, spill_folder=folder)
     except PointInTimeError as error:
         raise FeatureStoreError(f"{error}; `triptych materialize` registers views") from error
     with closing(joined):
@@ -141,7 +141,7 @@ def _write_items(
     with pq.ParquetWriter(folder / "items.parquet", schema, compression="zstd") as writer:
         views = [view_name("item", space_id) for space_id in spaces]
         references = [*(f"item_profile:{name}" for name in PROFILE), *(f"{view}:vector" for view in views)]
-        with _as_of(store, references) as joined:
+        with _as_of(folder, store, references) as joined:
             for table in _item_tables(joined, versions, schema):
                 writer.write_table(table)
                 if progress is not None:
@@ -181,7 +181,7 @@ def _write_users(
     columns: dict[str, Any] = {"user_id": pa.array(ids, pa.string())}
     if space_id is not None:
         at = np.full(len(ids), (cutoff_us if cutoff_us is not None else now_us()) - 1, np.int64)
-        with _as_of(store, [f"{view_name('user', space_id)}:vector"]) as joined:
+        with _as_of(folder, store, [f"{view_name('user', space_id)}:vector"]) as joined:
             vectors = joined.features(pa.table({"user_id": columns["user_id"]}), at).column(0)
         # Feast does not say since when a value was true; the table does.
         known = Tables(home).embedding_index("user", space_id, before_us=int(at[0]) + 1 if ids else None)

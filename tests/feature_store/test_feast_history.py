@@ -86,6 +86,23 @@ def test_many_chunks_make_what_one_chunk_makes(world, history, tmp_path):
     assert sum(pulled) == 1_000
 
 
+def test_files_of_labels_may_differ(world, history, tmp_path):
+    """In a folder, a column that some lack is null there, integers are as wide as the widest, and categories are keys like any other."""
+    store, folder, _ = world
+    write_things(folder, [("a", 1, 1, False, 7)])
+    (tmp_path / "labels").mkdir()
+    first = labels_of([("a", 5)]).set_column(0, "number", pa.array([1], pa.int32()))
+    second = labels_of([("b", 5), ("a", 6)], note=pa.array(["x", "y"])).set_column(0, "number", pa.array([2**40, 3]))
+    for name, part in (("0", first), ("1", second)):
+        table = part.set_column(1, "thing_id", part["thing_id"].dictionary_encode())
+        pq.write_table(table, tmp_path / "labels" / f"{name}.parquet")
+    history.point_in_time(store, tmp_path / "labels", ["things:value"], tmp_path / "out.parquet", rows_per_join=2)
+    got = pq.read_table(tmp_path / "out.parquet")
+    assert got["number"].to_pylist() == [1, 2**40, 3]
+    assert got["note"].to_pylist() == [None, "x", "y"]
+    assert got["things__value"].to_pylist() == [7, None, 7]
+
+
 @given(batches=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 7))
 def test_chunks_are_full_but_for_the_last(history, batches, rows):
     """Whatever the batches, nothing is lost or reordered; no rows are one empty chunk."""
