@@ -5,7 +5,6 @@ sees keys, times and a row number. What Feast is shown is made to agree with wha
 last created; and no row number for a tombstone, so that a deleted entity is missing rather than as it was before.
 """
 
-import copy
 import tempfile
 import warnings
 from collections import Counter
@@ -213,14 +212,15 @@ class _Versions:
         """)  # noqa: S608
 
     def slim(self, *, strict: bool) -> FeatureView:
-        """The view as Feast's join is to see it: the table of row numbers as its source, its row number as its feature."""
-        slim = copy.copy(self._view)
-        slim.batch_source = FileSource(name=self.alias, path=self.alias, timestamp_field=_EVENT)
-        slim.projection.name_alias, slim.projection.version_tag = self.alias, None
+        """What Feast's join is to see in place of the view: the table of row numbers, its row number as the one feature."""
         # A label at t asks at t - 1 us; so that a row lives until its time plus the ttl there too, and no longer. Feast takes 0 for
         # none, so the shortest ttl stays as it is.
-        if strict and slim.ttl and slim.ttl > MICROSECOND:
-            slim.ttl -= MICROSECOND
+        ttl = getattr(self._view, "ttl", None)
+        if strict and ttl and ttl > MICROSECOND:
+            ttl -= MICROSECOND
+        source = FileSource(name=self.alias, path=self.alias, timestamp_field=_EVENT)
+        slim = FeatureView(name=self.alias, source=source, ttl=ttl)
+        slim.entity_columns, slim.projection.join_key_map = [], dict(self.keys)
         return slim
 
     def label_keys(self, labels: pa.Table) -> dict[str, pa.ChunkedArray]:

@@ -308,6 +308,10 @@ def test_a_repository_made_by_feast_init(history, feast_package, tmp_path, monke
     assert got[1]["transformed_conv_rate__conv_rate_plus_val2"] == pytest.approx(float(row.conv_rate) + 20)
     assert json.loads(got[1]["driver_hourly_stats__driver_config"])
     assert info.found == {"driver_hourly_stats": 2}
+    more = ["driver_hourly_stats_fresh:conv_rate", "driver_quality_labels:is_reliable"]  # by push, and a label view
+    pushed = history.point_in_time(store, labels, more, tmp_path / "pushed.parquet")
+    assert pushed.found["driver_hourly_stats_fresh"] == 2
+    assert pq.read_table(tmp_path / "pushed.parquet").column_names[-2:] == pushed.features
     with pytest.raises(
         PointInTimeError, match="no column 'val_to_add': view transformed_conv_rate is computed from it"
     ):
