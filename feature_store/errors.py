@@ -4,6 +4,7 @@ FeatureStoreError
 ├── HomeError             the root folder cannot be made
 ├── SpaceRegistryError    spaces.yaml is unreadable, or a space contradicts the one registered under its id
 ├── TableError            rows that an offline table refuses, or a part that cannot be read
+├── PointInTimeError      labels, or features asked for, that cannot be joined
 ├── StoreUnavailable      Milvus does not answer, or nobody has started it
 ├── StoreRequestError     Milvus answered, and refused the request
 ├── ViewNotFoundError     no such view in Milvus: nothing is created on read
@@ -29,6 +30,10 @@ class SpaceRegistryError(FeatureStoreError):
 
 class TableError(FeatureStoreError):
     """An offline table refuses the rows, or cannot be read."""
+
+
+class PointInTimeError(FeatureStoreError):
+    """Labels and features cannot be joined as asked; nothing was written."""
 
 
 class StoreUnavailable(FeatureStoreError):  # noqa: N818 - named for the state a caller degrades on, as gRPC names it
