@@ -125,10 +125,16 @@ class ViewSchema:
             return f"index {self.index} has no parameters {sorted(unknown)}; it has {known}"
         return None
 
-    def search_options(self, k: int) -> dict[str, Any]:
-        """How a search for `k` is made by default: HNSW looks at twice as many candidates, and at 64 or more."""
-        usual = {"ef": max(64, 2 * k)} if self.index == "HNSW" else {}
-        return {**usual, **self.search_params}
+    def search_options(self, k: int, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """How a search for `k` is made: by `params`, else by the view's own, else among twice as many candidates, and 64 or more.
+
+        A number of candidates (`ef`) below `k` is raised to it, since servers refuse to search so.
+        """
+        usual = {} if self.index == "FLAT" else {"ef": max(64, 2 * k)}
+        options = {**usual, **self.search_params, **(params or {})}
+        if isinstance(options.get("ef"), int):
+            options["ef"] = max(options["ef"], k)
+        return options
 
     @property
     def stored_vector(self) -> str:
@@ -270,5 +276,7 @@ def check_drift(stored: ViewSchema, wanted: ViewSchema) -> None:
     if is_rebuildable(stored, wanted):
         remedy = f"{command} copies its rows into a new collection, which then takes its place"
     else:
-        remedy = f"its rows do not fit: give the view another name, or drop them with {command} and materialize it in full"
+        remedy = (
+            f"its rows do not fit: give the view another name, or drop them with {command} and materialize it in full"
+        )
     raise SchemaDriftError(f"view {wanted.name!r} in Milvus is not what its definition says ({differences}); {remedy}")
