@@ -4,11 +4,13 @@ FeatureStoreError
 ├── HomeError             the root folder cannot be made
 ├── SpaceRegistryError    spaces.yaml is unreadable, or a space contradicts the one registered under its id
 ├── TableError            rows that an offline table refuses, or a part that cannot be read
+├── PointInTimeError      labels, or features asked for, that cannot be joined
 ├── StoreUnavailable      Milvus does not answer, or nobody has started it
 ├── StoreRequestError     Milvus answered, and refused the request
 ├── ViewNotFoundError     no such view in Milvus: nothing is created on read
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
+├── IndexReportError      a view whose index cannot be measured: it has no vector, or too few rows
 └── LeaseError            another writer holds the view, or took it over
     └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
@@ -28,6 +30,10 @@ class SpaceRegistryError(FeatureStoreError):
 
 class TableError(FeatureStoreError):
     """An offline table refuses the rows, or cannot be read."""
+
+
+class PointInTimeError(FeatureStoreError):
+    """Labels and features cannot be joined as asked; nothing was written."""
 
 
 class StoreUnavailable(FeatureStoreError):  # noqa: N818 - named for the state a caller degrades on, as gRPC names it
@@ -64,6 +70,10 @@ class RefusedRowsError(FeatureStoreError):
     def __init__(self, message: str, keys: list[str]) -> None:
         super().__init__(message)
         self.keys = keys
+
+
+class IndexReportError(FeatureStoreError):
+    """A view's index cannot be measured as asked."""
 
 
 class LeaseError(FeatureStoreError):

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from feast import FeatureView, FileSource
+from feast.data_format import ParquetFormat
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -22,7 +23,7 @@ from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
 from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
 from feature_store.feast_source import NewestRows, Window
-from feature_store.feast_types import view_schema
+from feature_store.feast_types import MICROSECONDS, view_schema
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -108,8 +109,9 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
             before = core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
-            with closing(NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)) as rows:
-                self._stream(writer, view.name, rows, task)
+            overlap_us = self.config.overlap_seconds * MICROSECONDS
+            rows = NewestRows(view, schema, window, overlap_us, config.repo_path)
+            self._stream(writer, view.name, rows, task)
             total = self._verify(writer, view.name, before)
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
@@ -162,9 +164,13 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
 
 def _is_columnar(view: FeatureView) -> bool:
-    """Whether the view's rows are those of its Parquet source, with nothing to be computed in between."""
-    computed = any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations"))
-    return isinstance(view.batch_source, FileSource) and not computed
+    """Whether the view's rows are those of local Parquet files, with nothing to be computed in between."""
+    source = view.batch_source
+    if any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations")):
+        return False
+    if not isinstance(source, FileSource) or not isinstance(source.file_format, ParquetFormat | None):
+        return False
+    return "://" not in source.path and bool(view.entity_columns)
 
 
 def _aware(time: datetime) -> datetime:

@@ -1,22 +1,33 @@
 """Reads a Feast view's Parquet source with DuckDB: which rows a load is to see, the newest of each key, as a stream of batches.
 
-The window function runs over keys and times only; vectors are read only from the files that hold a row that won.
+DuckDB's window function runs over keys and times only, within a fixed memory; what won is then streamed from the files, so that a load's
+memory does not grow with the number of rows but for one byte of each.
 """
 
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from feast import FeatureView, FileSource
+from numpy.typing import NDArray
 
+from feature_store.errors import TableError
 from feature_store.feast_types import joined_ids
 from feature_store.milvus_schema import ViewSchema
-from feature_store.schemas import TIMESTAMP
+from feature_store.schemas import TIMESTAMP, VECTOR
 from feature_store.watermarks import Watermark
 
+MEMORY_LIMIT: Final = "192MB"
+ROWS_AT_ONCE: Final = 50_000
+READ_BUFFER_BYTES: Final = 1 << 20
 DELETED_TAG: Final = "deleted_column"
 
 
@@ -47,82 +58,129 @@ class NewestRows:
         created_us: latest making time of any row of the source, in or out of the window; None for an empty source.
     """
 
-    def __init__(self, view: FeatureView, schema: ViewSchema, window: Window, overlap_us: int) -> None:
+    def __init__(
+        self, view: FeatureView, schema: ViewSchema, window: Window, overlap_us: int, root: Path | None = None
+    ) -> None:
         source = view.batch_source
+        renamed = {new: old for old, new in source.field_mapping.items()}
         self._schema = schema
-        self._keys = [entity.name for entity in view.entity_columns]
-        self._renamed = {new: old for old, new in source.field_mapping.items()}
-        self._event = _us(source.timestamp_field)
-        self._created = _us(source.created_timestamp_column or source.timestamp_field)
+        self._keys = sorted(entity.name for entity in view.entity_columns)
+        event, created = source.timestamp_field, source.created_timestamp_column or source.timestamp_field
+        self._event, self._created = renamed.get(event, event), renamed.get(created, created)
         self._deleted = view.tags.get(DELETED_TAG)
-        self._db = duckdb.connect()
-        self._db.execute("SET TimeZone = 'UTC'")
-        self._files = source_files(source)
-        self.count, self.created_us = self._select(window, overlap_us)
+        vector = [schema.vector_field] if schema.vector_field else []
+        self._features = {name: renamed.get(name, name) for name in [*schema.fields, *vector]}
+        self._stored_keys = [renamed.get(key, key) for key in self._keys]
+        self._files = source_files(source, root)
+        with closing(_database()) as database:
+            self._winners, self.created_us = self._select(database, window, overlap_us)
+        self.count = int(sum(mask.sum() for mask in self._winners.values()))
 
-    def _table(self, files: Iterable[Path | str]) -> str:
-        files = ", ".join(_text(str(file)) for file in files)
+    def _select(
+        self, database: duckdb.DuckDBPyConnection, window: Window, overlap_us: int
+    ) -> tuple[dict[str, NDArray[np.bool_]], int | None]:
+        """Which rows of each file are the newest of their key, as a mask, and the latest making time."""
+        if not self._files:
+            return {}, None
+        keys = ", ".join(_name(key) for key in self._stored_keys)
+        event = _us(self._event)
+        created = f"coalesce({_us(self._created)}, {event})"
+        order = f"{event} DESC, {created} DESC, f DESC, file_row_number DESC"
+        # Names are quoted, times are integers, and files are this home's own.
+        reader = database.sql(f"""
+            SELECT f, file_row_number FROM {self._table()}
+            WHERE {window.condition(event, created, overlap_us)}
+            QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1
+        """).to_arrow_reader(ROWS_AT_ONCE)  # noqa: S608
+        masks: dict[str, NDArray[np.bool_]] = {}
+        for batch in reader:
+            _mark(masks, batch)
+        latest = database.execute(f"SELECT max({created}) FROM {self._table()}").fetchall()[0][0]  # noqa: S608
+        return masks, latest
+
+    def _table(self) -> str:
+        files = ", ".join(_text(str(file)) for file in self._files)
         return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = 'f', file_row_number = true)"
 
-    def _column(self, name: str) -> str:
-        return _name(self._renamed.get(name, name))
-
-    def _select(self, window: Window, overlap_us: int) -> tuple[int, int | None]:
-        if not self._files:
-            return 0, None
-        keys = ", ".join(self._column(key) for key in self._keys)
-        order = f"{self._event} DESC, {self._created} DESC, f DESC, file_row_number DESC"
-        # Names are quoted, times are integers, and files are this home's own.
-        self._db.execute(f"""
-            CREATE TEMP TABLE newest AS SELECT f, file_row_number FROM {self._table(self._files)}
-            WHERE {window.condition(self._event, self._created, overlap_us)}
-            QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {order}) = 1
-        """)  # noqa: S608
-        count = self._one("SELECT count(*) FROM newest")
-        return int(count), self._one(f"SELECT max({self._created}) FROM {self._table(self._files)}")  # noqa: S608
-
-    def _winners(self) -> str:
-        """The files with a newest row, with all files' columns: one that only others have is null."""
-        files = [file for (file,) in self._db.execute("SELECT DISTINCT f FROM newest").fetchall()]
-        columns = f"SELECT * FROM {self._table(self._files)} WHERE false"  # noqa: S608
-        return f"(SELECT * FROM {self._table(files)} UNION ALL BY NAME {columns})"  # noqa: S608
-
-    def _one(self, query: str) -> Any:
-        # All rows, though there is one: a result that was not read to its end keeps the connection busy.
-        return self._db.execute(query).fetchall()[0][0]
-
     def batches(self, rows: int) -> Iterator[pa.Table]:
-        """The rows as `MilvusCore.upsert` wants them, `rows` at a time."""
-        if not self.count:
-            return
-        names = [*self._schema.fields, *([self._schema.vector_field] if self._schema.vector_field else [])]
-        columns = [f"{self._column(name)} AS {_name(name)}" for name in [*self._keys, *names] if name is not None]
-        columns += [f"{self._event} AS event_us", f"{self._created} AS created_us"]
-        deleted = f"coalesce({_name(self._deleted)}, false)" if self._deleted else "false"
-        query = f"SELECT {', '.join(columns)}, {deleted} AS deleted FROM {self._winners()} JOIN newest USING (f, file_row_number)"  # noqa: S608
-        reader = self._db.sql(query).to_arrow_reader(rows)
-        for batch in reader:
-            yield self._shaped(pa.table(batch), [name for name in names if name is not None])
+        """The rows as `MilvusCore.upsert` wants them, at most `rows` at a time, without those of row groups in which none won."""
+        for file, mask in sorted(self._winners.items()):
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as parquet:
+                yield from self._file_batches(parquet, mask, rows)
 
-    def _shaped(self, table: pa.Table, names: list[str]) -> pa.Table:
-        joined = joined_ids([table[key] for key in sorted(self._keys)])
-        times = [table[name].cast(pa.int64()).cast(TIMESTAMP) for name in ("event_us", "created_us")]
-        columns = [joined, *times, table["deleted"], *(table[name] for name in names)]
-        return pa.table(columns, names=[self._schema.key, "event_timestamp", "created", "deleted", *names])
+    def _file_batches(self, parquet: pq.ParquetFile, mask: NDArray[np.bool_], rows: int) -> Iterator[pa.Table]:
+        there = set(parquet.schema_arrow.names)
+        columns = [name for name in self._columns() if name in there]
+        first = 0
+        for group in range(parquet.num_row_groups):
+            size = parquet.metadata.row_group(group).num_rows
+            if mask[first : first + size].any():
+                at = first
+                for batch in parquet.iter_batches(rows, [group], columns, use_threads=False):
+                    wins = mask[at : at + batch.num_rows]
+                    at += batch.num_rows
+                    if wins.any():
+                        yield self._shaped(pa.table(batch if wins.all() else batch.filter(pa.array(wins))))
+            first += size
 
-    def close(self) -> None:
-        """Free DuckDB's memory."""
-        self._db.close()
+    def _columns(self) -> list[str]:
+        deleted = [self._deleted] if self._deleted else []
+        return list(dict.fromkeys([*self._stored_keys, self._event, self._created, *deleted, *self._features.values()]))
+
+    def _shaped(self, table: pa.Table) -> pa.Table:
+        """A file's rows with the columns of an upsert; a column that only other files have is null."""
+        event = _timestamps(table[self._event])
+        created = (
+            pc.coalesce(_timestamps(table[self._created]), event) if self._created in table.column_names else event
+        )
+        columns: dict[str, Any] = {
+            self._schema.key: joined_ids([table[key] for key in self._stored_keys]),
+            "event_timestamp": event,
+            "created": created,
+        }
+        if self._deleted in table.column_names:
+            columns["deleted"] = table[self._deleted]
+        for name, stored in self._features.items():
+            arrow = self._schema.fields.get(name, VECTOR)
+            columns[name] = table[stored] if stored in table.column_names else pa.nulls(table.num_rows, arrow)
+        return pa.table(columns)
 
 
-def source_files(source: FileSource) -> list[Path]:
-    """The Parquet files of a source as they are now: of a folder and the folders in it, of a pattern, or the one file."""
-    path = Path(source.path)
+def _database() -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own, which spills to a temporary folder rather than take more memory."""
+    database = duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "temp_directory": tempfile.gettempdir()})
+    database.execute("SET TimeZone = 'UTC'")
+    return database
+
+
+def _mark(masks: dict[str, NDArray[np.bool_]], winners: pa.RecordBatch) -> None:
+    """Set the winners' rows in the masks of their files."""
+    files = winners["f"].dictionary_encode()
+    codes, rows = files.indices.to_numpy(), winners["file_row_number"].to_numpy()
+    for code, file in enumerate(files.dictionary.to_pylist()):
+        if file not in masks:
+            masks[file] = np.zeros(pq.read_metadata(file).num_rows, np.bool_)
+        masks[file][rows[codes == code]] = True
+
+
+def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of times in microseconds, UTC; times without a zone are UTC, as Feast has it."""
+    return column.cast(TIMESTAMP, safe=False)
+
+
+def source_files(source: FileSource, root: Path | None = None) -> list[Path]:
+    """The Parquet files of a source as they are now: of a folder and the folders in it, of a pattern, or the one file.
+
+    A relative path is one from `root`, the repository's folder. Raises `TableError` where there is nothing at the path.
+    """
+    path = Path(source.path) if root is None else Path(root) / source.path
     if path.is_dir():
         return sorted(path.glob("**/*.parquet"))
     if "*" in source.path:
-        anchor = Path(path.anchor)
-        return sorted(anchor.glob(str(path.relative_to(anchor))))
+        anchor = Path(path.absolute().anchor)
+        return sorted(anchor.glob(str(path.absolute().relative_to(anchor))))
+    if not path.exists():
+        raise TableError(f"source {source.name} has no file or folder {path}: write it, or mend the source's path")
     return [path]
 
 

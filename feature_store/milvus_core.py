@@ -249,7 +249,7 @@ class MilvusCore:
         queries = np.atleast_2d(np.asarray(vectors, np.float32))
         if schema.vector_field is None or queries.shape[1] != schema.dim:
             raise StoreRequestError(f"queries of view {view} must be [q, {schema.dim}], not {list(queries.shape)}")
-        options = schema.search_options(k) | dict(params or {})
+        options = schema.search_options(k, params)
         request = self._search_request(schema, queries, k, self._visible(schema, where), fields, options)
         results = self._loaded(view, lambda: self.channel.call("Search", request)).results
         return search_result(schema, results, len(queries), fields)

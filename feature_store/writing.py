@@ -13,13 +13,12 @@ import numpy as np
 import pyarrow as pa
 import structlog
 import tenacity
-from pymilvus.grpc_gen import milvus_pb2
 
 from feature_store.errors import LateWriteError, StoreRequestError, StoreUnavailable
 from feature_store.lease import Lease
 from feature_store.milvus_batch import Batch, prepare
 from feature_store.milvus_schema import CREATED, EVENT, KEY, ViewSchema
-from feature_store.milvus_wire import encode_columns, scalar_values
+from feature_store.milvus_wire import scalar_values, upsert_request
 from feature_store.schemas import Times, as_us, timestamps
 
 if TYPE_CHECKING:
@@ -61,7 +60,8 @@ class _Look:
 class _Sent:
     """An upsert under way."""
 
-    request: Any
+    request: bytes
+    rows: int
     future: Any
 
 
@@ -155,27 +155,24 @@ class ViewWriter:
         self.written += Written(len(newer), len(look.batch) - len(newer), new)
         if not len(newer):
             return
-        columns = encode_columns(self.schema, newer.keys, newer.table, newer.vectors)
-        request = milvus_pb2.UpsertRequest(collection_name=self._view, fields_data=columns, num_rows=len(newer))
+        request = upsert_request(self.schema, newer.keys, newer.table, newer.vectors)
         while len(self._sent) >= WRITES_IN_FLIGHT:
             self._finish(self._sent.popleft())
-        self._sent.append(_Sent(request, self._start(request)))
+        self._sent.append(_Sent(request, len(newer), self._start(request)))
 
-    def _start(self, request: Any) -> Any:
+    def _start(self, request: bytes) -> Any:
         timeout = None
         if self._lease is not None:
             self._lease.check()
             timeout = min(self._core.channel.timeout_seconds, self._lease.remaining_seconds())
-        return self._core.channel.start("Upsert", request, timeout)
+        return self._core.channel.start_upsert(request, timeout)
 
     def _finish(self, sent: _Sent) -> None:
         """Wait for an upsert, sending it again where that may help: the same rows a second time change nothing."""
         futures = iter([sent.future])
         reply = self._retried(lambda: self._core.channel.finish(next(futures, None) or self._start(sent.request)))
-        if reply.upsert_cnt != sent.request.num_rows:
-            raise StoreRequestError(
-                f"view {self._view}: {reply.upsert_cnt} of {sent.request.num_rows} rows were stored"
-            )
+        if reply.upsert_cnt != sent.rows:
+            raise StoreRequestError(f"view {self._view}: {reply.upsert_cnt} of {sent.rows} rows were stored")
         self._core.wrote(self._view, reply.timestamp)
         if self._lease is not None and not self._lease.confirm():
             raise LateWriteError(
