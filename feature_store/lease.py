@@ -1,8 +1,8 @@
 """Leases: one writer per view at a time, in SQLite beside the registry, since Milvus has no conditional upsert.
 
 Each lease carries a fencing token that only grows. A writer that was paused beyond its lease finds that out before its next write, and
-one that was paused in the middle of a write after it: such a late write is remembered, so that the next load mends the view
-(`docs/decisions/014-one-writer-per-view.md`).
+one that was paused in the middle of a write after it: such a late write is remembered, so that the next load mends the view, and so is a
+lease that ended without being given back (`docs/decisions/014-one-writer-per-view.md`).
 """
 
 import math
@@ -27,6 +27,21 @@ _TAKE: Final = """
     ON CONFLICT (view) DO UPDATE SET owner = :owner, token = token + 1, expires = :expires WHERE expires < :now
     RETURNING token
 """
+# Not given back: its owner was killed or is paused, and a write of it may arrive yet.
+_ABANDONED: Final = """
+    INSERT OR REPLACE INTO late_writes SELECT view, token FROM leases WHERE view = :view AND expires > 0 AND expires < :now
+"""
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 class Lease:
@@ -92,9 +107,10 @@ class Leases:
         while True:
             with closing(self._connect()) as db:
                 now, taken = time.time(), time.monotonic()
-                row = db.execute(
-                    _TAKE, {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
-                ).fetchone()
+                asked = {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
+                with _transaction(db):
+                    db.execute(_ABANDONED, asked)
+                    row = db.execute(_TAKE, asked).fetchone()
                 if row is not None:
                     return Lease(self, view, owner, int(row[0]), taken)
                 holder = db.execute("SELECT owner FROM leases WHERE view = ?", (view,)).fetchone()
@@ -127,7 +143,7 @@ class Leases:
             return db.execute(statement, (expires, view, owner, token)).rowcount == 1
 
     def remember_late(self, view: str, token: int) -> None:
-        """Note that rows were stored under a lease that had been lost."""
+        """Note that rows may have been stored under a lease that had been lost."""
         with closing(self._connect()) as db:
             db.execute("INSERT OR REPLACE INTO late_writes VALUES (?, ?)", (view, token))
 

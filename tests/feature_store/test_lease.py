@@ -34,6 +34,21 @@ def test_a_lease_that_ran_out_is_kept_while_nobody_wants_it(tmp_path):
     lease.check()
 
 
+def test_a_lease_that_was_not_given_back_is_remembered(tmp_path):
+    """Its owner may be paused in the middle of a write: the view is loaded in full next. One that was given back leaves nothing."""
+    leases = Leases(tmp_path / "leases.db")
+    with leases.hold("view"):
+        pass
+    leases.take("view").release()
+    assert not leases.has_late("view")
+    Leases(leases.path, lease_seconds=-1).take("view")
+    assert not leases.has_late("view")
+    leases.take("view")
+    assert leases.has_late("view")
+    leases.forget_late("view")
+    assert not leases.has_late("view")
+
+
 def test_a_watermark_never_goes_back(tmp_path):
     """Two loads that end in the wrong order leave the later mark; forgetting is by project."""
     marks = Watermarks(tmp_path / "leases.db")
