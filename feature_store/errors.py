@@ -11,6 +11,7 @@ FeatureStoreError
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
 ├── IndexReportError      a view whose index cannot be measured: it has no vector, or too few rows
+├── LedgerError           the SQL database of leases and watermarks cannot be used
 └── LeaseError            another writer holds the view, or took it over
     └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
@@ -74,6 +75,10 @@ class RefusedRowsError(FeatureStoreError):
 
 class IndexReportError(FeatureStoreError):
     """A view's index cannot be measured as asked."""
+
+
+class LedgerError(FeatureStoreError):
+    """The SQL database of leases and watermarks cannot be reached, or is of another kind."""
 
 
 class LeaseError(FeatureStoreError):

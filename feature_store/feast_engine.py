@@ -21,7 +21,7 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
-from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
+from feature_store.feast_online import TriptychOnlineStore, leases_of, ledger_of_config, store_of
 from feature_store.feast_source import NewestRows, Window
 from feature_store.feast_types import MICROSECONDS, view_schema
 from feature_store.watermarks import Watermark, Watermarks
@@ -38,8 +38,6 @@ class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["feature_store.feast_engine.TriptychComputeEngine"] = (
         "feature_store.feast_engine.TriptychComputeEngine"
     )
-    home: str | None = None
-    """Root folder, which holds leases and watermarks; as for the online store."""
     batch_rows: int = 5_000
     """Rows in memory at a time."""
     views_at_once: int = 2
@@ -104,7 +102,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core, config = self.online_store.core(self.repo_config), self.repo_config
         schema = view_schema(view)
         core.check_drift(schema)
-        marks, leases = Watermarks(home_of(self.config).leases, store_of(config)), leases_of(config)
+        marks, leases = Watermarks(ledger_of_config(config), store_of(config)), leases_of(config)
         with self.online_store.writer(config, view, distinct=True) as writer:
             before = core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)

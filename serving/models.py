@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import FeatureStoreError
 from feature_store.home import Home
+from feature_store.ledger import ledger_of
 from feature_store.spaces import view_name
 from feature_store.watermarks import Watermarks
 from ranker import checkpoint
@@ -89,7 +90,7 @@ class Models:
         self._served: dict[str, ServedModel] = {}
         self.pointer = Pointer()
         self._catalogue = Catalogue()
-        self._marks = Watermarks(home.leases)
+        self._marks = Watermarks(ledger_of(home))
         self._changing = asyncio.Lock()
         self._started = False
 

@@ -56,7 +56,7 @@ class Bench:
         return make_load(self.seed, self.rows)
 
     def worker(self, what="load", **order) -> Worker:
-        shared = {"uri": self.server.uri, "leases": str(self.leases.path), "lease_seconds": LEASE_SECONDS, "view": VIEW}
+        shared = {"uri": self.server.uri, "leases": str(self.leases.where), "lease_seconds": LEASE_SECONDS, "view": VIEW}
         return Worker(what=what, **{**shared, "load": [self.seed, self.rows], "round": 0, **order})
 
     def core(self) -> MilvusCore:
