@@ -349,7 +349,10 @@ class MilvusCore:
         )
 
     def _query_ids(self, view: str, ids: Sequence[str], fields: Sequence[str], *, strong: bool) -> list[dict[str, Any]]:
-        waiting = [self.start_query(view, r) for r in self.id_requests(view, ids, fields, strong=strong)]
+        requests = self.id_requests(view, ids, fields, strong=strong)
+        if len(requests) == 1:
+            return [self._query(view, requests[0])]
+        waiting = [self.start_query(view, request) for request in requests]
         return [wait() for wait in waiting]
 
     def start_query(self, view: str, request: milvus_pb2.QueryRequest) -> Callable[[], dict[str, Any]]:
@@ -366,7 +369,7 @@ class MilvusCore:
         return lambda: _by_name(self._loaded(view, send))
 
     def _query(self, view: str, request: milvus_pb2.QueryRequest) -> dict[str, Any]:
-        return self.start_query(view, request)()
+        return _by_name(self._loaded(view, lambda: self.channel.call("Query", request)))
 
     async def _describe_async(self, view: str) -> ViewSchema:
         known = self._schemas.get(view)
