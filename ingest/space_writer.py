@@ -1,0 +1,116 @@
+"""Writes one embedding space: parts that it has not got yet are encoded and stored with their valid times."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from encoders.bulk import Repeats, encode_stream
+from encoders.errors import MediaError
+from encoders.space import EmbeddingSpace
+from encoders.tokens import TokenCounts
+from feature_store.tables import Tables
+from ingest.media import MediaReader, Part
+from ingest.versions import Versions, embedding_versions, sibling_versions
+
+if TYPE_CHECKING:
+    from encoders.profiles import Encoder
+    from encoders.vectors import Vectors
+
+Refuse = Callable[[Part, MediaError], None]
+
+
+class SpaceWriter:
+    """One space's table and encoder. `counts` and `tokens` tell what was done; identical contents of one run are encoded once.
+
+    Args:
+        tables: the offline tables.
+        encoder: whose space is written.
+        media: decodes.
+        refuse: told of every part that cannot be encoded.
+        progress: called with the number of parts done.
+    """
+
+    def __init__(
+        self, tables: Tables, encoder: "Encoder", media: MediaReader, refuse: Refuse, progress: Callable[[int], None]
+    ) -> None:
+        self.encoder = encoder
+        self.counts: Counter[str] = Counter()
+        self.tokens = TokenCounts()
+        self._tables, self._media, self._refuse, self._progress = tables, media, refuse, progress
+        self._repeats = Repeats()
+        self._stored = embedding_versions(tables, "item", self.space.space_id)
+        self._siblings = sibling_versions(tables.home, self.space.modality, self.space.space_id)
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """What it writes."""
+        return self.encoder.space
+
+    @property
+    def stored(self) -> Versions[str]:
+        """The content hashes that the table held at the start."""
+        return self._stored
+
+    def changed(self, parts: Sequence[Part]) -> list[Part]:
+        """Those hashed parts that are not stored as they are; the others are counted as unchanged."""
+        changed = [part for part in parts if self._stored.at(part.record_id, part.at_us) != part.sha]
+        self.counts["unchanged"] += len(parts) - len(changed)
+        self._progress(len(parts) - len(changed))
+        return changed
+
+    def since(self, part: Part, otherwise_us: int) -> int:
+        """Since when a part is true: as another space of the modality has it for the same content, else `otherwise_us`."""
+        known = self._siblings.since(part.record_id, part.sha, part.at_us)
+        return otherwise_us if known is None else known
+
+    def write(self, parts: Sequence[Part], times_us: Callable[[Part], int], entity: str = "item") -> list[Part]:
+        """Encode and store parts, each true from `times_us`; return those that were, the others are refused."""
+        encoded: list[Part] = []
+        vectors: list[Vectors] = []
+        outcomes = encode_stream(
+            self.encoder,
+            parts,
+            partial(self._media.decode, self.space.modality),
+            key=lambda part: part.sha,
+            repeats=self._repeats,
+            progress=self._progress,
+        )
+        for part, outcome in zip(parts, outcomes, strict=True):
+            if isinstance(outcome, MediaError):
+                self._refuse(part, outcome)
+                self.counts["quarantined"] += 1
+            else:
+                encoded.append(part)
+                vectors.append(outcome)
+        self.counts["encoded"] += len(encoded)
+        for batch in _distinct(encoded):
+            self._tables.write_embeddings(
+                entity,
+                self.space,
+                [encoded[row].record_id for row in batch],
+                np.stack([vectors[row] for row in batch]),
+                content_sha256=[encoded[row].sha for row in batch],
+                event_timestamp=np.array([times_us(encoded[row]) for row in batch], np.int64),
+            )
+        return encoded
+
+    def delete(self, ids: Sequence[str], times_us: Sequence[int], entity: str = "item") -> None:
+        """Write tombstones."""
+        if ids:
+            self._tables.delete_embeddings(entity, self.space, ids, np.array(times_us, np.int64))
+            self.counts["deleted"] += len(ids)
+
+
+def _distinct(parts: Sequence[Part]) -> list[list[int]]:
+    """Row numbers in batches without an id twice, as tables take them: the first versions, the second ones ..."""
+    batches: list[list[int]] = []
+    seen: Counter[str] = Counter()
+    for row, part in enumerate(parts):
+        if seen[part.record_id] == len(batches):
+            batches.append([])
+        batches[seen[part.record_id]].append(row)
+        seen[part.record_id] += 1
+    return batches
