@@ -92,6 +92,13 @@ class Encoders:
         """The spaces, in the order of `all`."""
         return [encoder.space for encoder in self.all]
 
+    @property
+    def texts(self) -> "list[TextEncoder]":
+        """Every text encoder, the modality's own first."""
+        from encoders.text import TextEncoder
+
+        return [encoder for encoder in self.all_of("text") if isinstance(encoder, TextEncoder)]
+
     def all_of(self, modality: str) -> "list[Encoder]":
         """Every encoder of a modality, its own one first."""
         return [encoder for encoder in self.all if encoder.space.modality == modality]

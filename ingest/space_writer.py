@@ -1,4 +1,4 @@
-"""Writes one embedding space: parts that it has not got yet are encoded and stored with their valid times."""
+"""Writes one embedding space, for ingestion and for backfills: parts that it has not got yet are encoded and stored with their valid times."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from encoders.space import EmbeddingSpace
 from encoders.tokens import TokenCounts
 from feature_store.tables import Tables
 from ingest.media import MediaReader, Part
-from ingest.versions import Versions, embedding_versions, sibling_versions
+from ingest.versions import embedding_versions, sibling_versions
 
 if TYPE_CHECKING:
     from encoders.profiles import Encoder
@@ -25,48 +25,53 @@ Refuse = Callable[[Part, MediaError], None]
 class SpaceWriter:
     """One space's table and encoder. `counts` and `tokens` tell what was done; identical contents of one run are encoded once.
 
+    `stored` are the content hashes that the table held at the start, `siblings` those of the modality's other spaces.
+
     Args:
         tables: the offline tables.
         encoder: whose space is written.
         media: decodes.
         refuse: told of every part that cannot be encoded.
         progress: called with the number of parts done.
+        entity: whose vectors.
     """
 
     def __init__(
-        self, tables: Tables, encoder: "Encoder", media: MediaReader, refuse: Refuse, progress: Callable[[int], None]
+        self,
+        tables: Tables,
+        encoder: "Encoder",
+        media: MediaReader,
+        refuse: Refuse,
+        progress: Callable[[int], None],
+        entity: str = "item",
     ) -> None:
         self.encoder = encoder
         self.counts: Counter[str] = Counter()
         self.tokens = TokenCounts()
         self._tables, self._media, self._refuse, self._progress = tables, media, refuse, progress
         self._repeats = Repeats()
-        self._stored = embedding_versions(tables, "item", self.space.space_id)
-        self._siblings = sibling_versions(tables.home, self.space.modality, self.space.space_id)
+        self._entity = entity
+        self.stored = embedding_versions(tables, entity, self.space.space_id)
+        self.siblings = sibling_versions(tables.home, self.space.modality, self.space.space_id, entity)
 
     @property
     def space(self) -> EmbeddingSpace:
         """What it writes."""
         return self.encoder.space
 
-    @property
-    def stored(self) -> Versions[str]:
-        """The content hashes that the table held at the start."""
-        return self._stored
-
     def changed(self, parts: Sequence[Part]) -> list[Part]:
         """Those hashed parts that are not stored as they are; the others are counted as unchanged."""
-        changed = [part for part in parts if self._stored.at(part.record_id, part.at_us) != part.sha]
+        changed = [part for part in parts if self.stored.at(part.record_id, part.at_us) != part.sha]
         self.counts["unchanged"] += len(parts) - len(changed)
         self._progress(len(parts) - len(changed))
         return changed
 
     def since(self, part: Part, otherwise_us: int) -> int:
         """Since when a part is true: as another space of the modality has it for the same content, else `otherwise_us`."""
-        known = self._siblings.since(part.record_id, part.sha, part.at_us)
+        known = self.siblings.since(part.record_id, part.sha, part.at_us)
         return otherwise_us if known is None else known
 
-    def write(self, parts: Sequence[Part], times_us: Callable[[Part], int], entity: str = "item") -> list[Part]:
+    def write(self, parts: Sequence[Part], times_us: Callable[[Part], int]) -> list[Part]:
         """Encode and store parts, each true from `times_us`; return those that were, the others are refused."""
         encoded: list[Part] = []
         vectors: list[Vectors] = []
@@ -88,7 +93,7 @@ class SpaceWriter:
         self.counts["encoded"] += len(encoded)
         for batch in _distinct(encoded):
             self._tables.write_embeddings(
-                entity,
+                self._entity,
                 self.space,
                 [encoded[row].record_id for row in batch],
                 np.stack([vectors[row] for row in batch]),
@@ -97,10 +102,10 @@ class SpaceWriter:
             )
         return encoded
 
-    def delete(self, ids: Sequence[str], times_us: Sequence[int], entity: str = "item") -> None:
-        """Write tombstones."""
+    def delete(self, ids: Sequence[str], times_us: Sequence[int]) -> None:
+        """Write tombstones; no id occurs twice."""
         if ids:
-            self._tables.delete_embeddings(entity, self.space, ids, np.array(times_us, np.int64))
+            self._tables.delete_embeddings(self._entity, self.space, ids, np.array(times_us, np.int64))
             self.counts["deleted"] += len(ids)
 
 

@@ -63,8 +63,7 @@ class Versions(Generic[T]):
 def embedding_versions(tables: Tables, entity: str, *space_ids: str) -> Versions[str]:
     """The content hashes that these spaces' vectors were made from; no vectors are read."""
     parts = [tables.embedding_rows(entity, space_id) for space_id in space_ids]
-    rows = (row for part in parts for row in _columns(part, f"{entity}_id", "content_sha256"))
-    return Versions(rows)
+    return Versions(_columns(pa.concat_tables(parts), f"{entity}_id", "content_sha256") if parts else ())
 
 
 def sibling_versions(home: Home, modality: str, space_id: str, entity: str = "item") -> Versions[str]:
