@@ -173,7 +173,8 @@ class _Backfill:
             if isinstance(row.part, Refused):
                 self._refuse(Part(0, row.record_id, "", row.at_us, row.sha or ""), row.part)
         self._writer.write([replace(row.part, at_us=row.at_us) for row in todo if isinstance(row.part, Part)], _since)
-        self._delete([row for row in todo if row.sha is None])
+        gone = [row for row in todo if row.sha is None]
+        self._writer.delete([row.record_id for row in gone], [row.at_us for row in gone])
         self._advance(sum(not isinstance(row.part, Part) for row in todo))
 
     def _planned(self, ids: Sequence[str]) -> int:
@@ -202,17 +203,6 @@ class _Backfill:
             for at_us, sha in siblings
         ]
 
-    def _delete(self, rows: Sequence[_Row]) -> None:
-        # Tables take an id once per call.
-        batches: list[dict[str, int]] = []
-        for row in rows:
-            batch = next((one for one in batches if row.record_id not in one), None)
-            if batch is None:
-                batches.append(batch := {})
-            batch[row.record_id] = row.at_us
-        for batch in batches:
-            self._writer.delete(list(batch), list(batch.values()))
-
     def _refuse(self, part: Part, error: Refused) -> None:
         record, moment = part.record_id, _EPOCH + timedelta(microseconds=part.at_us or 0)
         reason = f"{error}; this is its content since {moment.isoformat()}"
@@ -234,7 +224,7 @@ def _rows_of(record_id: str, versions: Sequence[Version], outcomes: Outcomes) ->
     """What changed from one version to the next."""
     rows: list[_Row] = []
     for version in versions:
-        part = outcomes[record_id, version.content] if version.content is not None else None
+        part: Part | Refused | None = outcomes[record_id, version.content] if version.content is not None else None
         if version.cut:
             part = _cut()
         sha = part.sha if isinstance(part, Part) else "" if part else None

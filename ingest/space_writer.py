@@ -91,7 +91,7 @@ class SpaceWriter:
                 encoded.append(part)
                 vectors.append(outcome)
         self.counts["encoded"] += len(encoded)
-        for batch in _distinct(encoded):
+        for batch in once_each([part.record_id for part in encoded]):
             self._tables.write_embeddings(
                 self._entity,
                 self.space,
@@ -103,19 +103,20 @@ class SpaceWriter:
         return encoded
 
     def delete(self, ids: Sequence[str], times_us: Sequence[int]) -> None:
-        """Write tombstones; no id occurs twice."""
-        if ids:
-            self._tables.delete_embeddings(self._entity, self.space, ids, np.array(times_us, np.int64))
-            self.counts["deleted"] += len(ids)
+        """Write tombstones."""
+        for batch in once_each(ids):
+            times = np.array([times_us[row] for row in batch], np.int64)
+            self._tables.delete_embeddings(self._entity, self.space, [ids[row] for row in batch], times)
+        self.counts["deleted"] += len(ids)
 
 
-def _distinct(parts: Sequence[Part]) -> list[list[int]]:
+def once_each(ids: Sequence[str]) -> list[list[int]]:
     """Row numbers in batches without an id twice, as tables take them: the first versions, the second ones ..."""
     batches: list[list[int]] = []
     seen: Counter[str] = Counter()
-    for row, part in enumerate(parts):
-        if seen[part.record_id] == len(batches):
+    for row, record_id in enumerate(ids):
+        if seen[record_id] == len(batches):
             batches.append([])
-        batches[seen[part.record_id]].append(row)
-        seen[part.record_id] += 1
+        batches[seen[record_id]].append(row)
+        seen[record_id] += 1
     return batches
