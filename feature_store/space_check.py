@@ -21,6 +21,7 @@ from feature_store.tables import Tables
 NEIGHBOURS: Final = 10
 QUERIES: Final = 1_000
 PAIRS: Final = 5_000
+ROWS_PER_PRODUCT: Final = 8_192
 # Cosines that differ by less are a tie: float32 products summed in another order differ by so much.
 TIE: Final = 1e-5
 # Nothing that the old space has may be lost; the thousandth part is what a damaged file here and there makes.
@@ -271,7 +272,7 @@ def exact_nearest(
 ) -> tuple[list[list[float]], list[list[str]]]:
     """Cosines and ids of the `k` unit vectors nearest to each query [q, dim], best first, over blocks of (ids, vectors [n, dim])."""
     best: list[list[tuple[float, str]]] = [[] for _ in queries]
-    for ids, vectors in blocks:
+    for ids, vectors in _slices(blocks):
         kept = [row for row, name in enumerate(ids) if among is None or name in among]
         if not kept:
             continue
@@ -282,6 +283,13 @@ def exact_nearest(
             top = _top(scores, names, k)
             best[row] = sorted([*best[row], *top], key=lambda pair: (-pair[0], pair[1]))[:k]
     return [[score for score, _ in row] for row in best], [[name for _, name in row] for row in best]
+
+
+def _slices(blocks: Iterator[tuple[list[str], Floats]]) -> Iterator[tuple[list[str], Floats]]:
+    """Blocks of at most `ROWS_PER_PRODUCT` rows, since a part may hold a whole catalogue."""
+    for ids, vectors in blocks:
+        for first in range(0, len(ids), ROWS_PER_PRODUCT):
+            yield ids[first : first + ROWS_PER_PRODUCT], vectors[first : first + ROWS_PER_PRODUCT]
 
 
 def _top(scores: NDArray[np.float64], names: NDArray[np.object_], k: int) -> list[tuple[float, str]]:
