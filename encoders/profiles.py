@@ -51,7 +51,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
 _COMMON_OPTIONS: Final[Mapping[str, type]] = dict.fromkeys(
     ("source", "slug", "device", "dtype", "revision", "whitening"), str
 )
-_OPTIONS: Final[Mapping[str, Mapping[str, type]]] = {
+OPTIONS: Final[Mapping[str, Mapping[str, type]]] = {
     "text": {
         **_COMMON_OPTIONS,
         "compile": bool,
@@ -239,15 +239,13 @@ def checked_options(where: str, folder: Path, modality: str, options: Mapping[st
     Raises:
         ProfileError: one is not; `where` says whose options they are.
     """
-    if unknown := set(options) - set(_OPTIONS[modality]):
-        known = ", ".join(sorted(_OPTIONS[modality]))
+    if unknown := set(options) - set(OPTIONS[modality]):
+        known = ", ".join(sorted(OPTIONS[modality]))
         raise ProfileError(f"{where}: {modality} has unknown options {sorted(map(str, unknown))}; known: {known}")
     options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
-        if not _is_a(value, _OPTIONS[modality][name]):
-            raise ProfileError(
-                f"{where}: {modality}'s {name} must be {_KINDS[_OPTIONS[modality][name]]}, not {value!r}"
-            )
+        if not _is_a(value, OPTIONS[modality][name]):
+            raise ProfileError(f"{where}: {modality}'s {name} must be {_KINDS[OPTIONS[modality][name]]}, not {value!r}")
     source = folder / Path(options["source"]).expanduser()
     if options["source"] != BUNDLED and source.is_dir():
         options["source"] = str(source.absolute())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from encoders.errors import EncoderError, ProfileError, WeightsError
-from encoders.profiles import Encoders, build_encoder, checked_options
+from encoders.profiles import OPTIONS, Encoders, build_encoder, checked_options
 from encoders.space import MODALITIES, EmbeddingSpace
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ def given_options(modality: str, source: str, options: Iterable[str], folder: Pa
     Raises:
         ProfileError: an option is unknown or makes no sense; folders are looked for from `folder`.
     """
-    import yaml
-
     if modality not in MODALITIES:
         raise ProfileError(f"modality {modality!r} must be one of {', '.join(MODALITIES)}")
     given: dict[str, Any] = {"source": source}
@@ -53,13 +51,18 @@ def given_options(modality: str, source: str, options: Iterable[str], folder: Pa
         name, equals, value = option.partition("=")
         if not (name and equals):
             raise ProfileError(f"option {option!r} must be NAME=VALUE, such as pooling=cls")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = value
-        # Words stay as they were written: only numbers and switches are more than text.
-        given[name] = parsed if isinstance(parsed, bool | int | float) else value
+        given[name] = value if OPTIONS[modality].get(name, str) is str else _parsed(value)
     return checked_options("--option", folder, modality, given)
+
+
+def _parsed(value: str) -> Any:
+    """A number or a switch, as YAML has it; else the words as they were written."""
+    import yaml
+
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def load_recorded(space: EmbeddingSpace, options: Mapping[str, Any]) -> "Encoder":
