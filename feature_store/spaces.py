@@ -197,6 +197,11 @@ def _is_new(entry: SpaceEntry, entries: dict[tuple[str, str], SpaceEntry]) -> bo
             f"space {entry.space.space_id} is registered as {known.space.kind} with dim {known.space.dim}, "
             f"not {entry.space.kind} with dim {entry.space.dim}: a changed space needs another id"
         )
+    # Named by the model, not by a digest: a model that was removed leaves its vectors, which another one's must not join.
+    if entry.space.kind == "fused" and known.space.recipe != entry.space.recipe:
+        raise SpaceRegistryError(
+            f"space {entry.space.space_id} is that of another model of this name, which was removed: take another model_id"
+        )
     return False
 
 

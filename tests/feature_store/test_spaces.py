@@ -169,3 +169,11 @@ def test_an_unknown_state_is_named(home, state):
     home.spaces.write_text(f"spaces:\n- {{space_id: a, modality: text, kind: encoder, dim: 4, state: {state}}}\n")
     with pytest.raises(SpaceRegistryError, match="state"):
         read_entries(home)
+
+
+def test_a_models_name_is_used_once(home):
+    """The vectors of a removed model stay under its name, so another model of that name is refused its space."""
+    register_spaces(home, [EmbeddingSpace.fused("one", 4, {"model_sha256": "a"})])
+    assert register_spaces(home, [EmbeddingSpace.fused("one", 4, {"model_sha256": "a"})]) == []
+    with pytest.raises(SpaceRegistryError, match="another model of this name"):
+        register_spaces(home, [EmbeddingSpace.fused("one", 4, {"model_sha256": "b"})])

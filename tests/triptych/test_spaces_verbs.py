@@ -269,6 +269,9 @@ def test_models_are_removed_but_never_the_stable_one(home):
     assert checkpoint.stable(home) == "two"
     with pytest.raises(CheckpointError, match="nothing to undo"):
         checkpoint.undo(home)
+    register_spaces(home, [EmbeddingSpace.fused("one", 4, {"model_sha256": "a"})])
+    register_spaces(home, [OLD])
+    assert "there was a model 'one'" in run(train.app, "--model-id", "one", code=1).stderr
     assert "no model 'one'" in run(model.app, "remove", "one", code=1).stderr
     assert "no model" in run(model.app, "remove", "nobody", code=1).stderr
 

@@ -59,6 +59,7 @@ def train(
     try:
         config.preset(preset)
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
+        _refuse_used_name(home, model_id)
         folder = _training_set(home, model_id, choose_spaces(home, space or [], upgrade or []))
         result = _train(home, folder, model_id, preset, seed)
     except (RankerError, FeatureStoreError, SpaceError) as error:
@@ -74,6 +75,17 @@ def train(
             f"`triptych model export {model_id}`, then `triptych materialize`, then `triptych model promote {model_id}`"
         )
     _print(result, promoted, as_json)
+
+
+def _refuse_used_name(home: "Home", model_id: str) -> None:
+    """Raise `SpaceRegistryError` where a model of this name was removed: its vectors are still there, under the name."""
+    from feature_store.errors import SpaceRegistryError
+    from feature_store.spaces import read_entries
+
+    if any(entry.space.space_id == f"fused_{model_id}" for entry in read_entries(home, retired=True)):
+        raise SpaceRegistryError(
+            f"there was a model {model_id!r}, and its vectors are still there: take another model_id"
+        )
 
 
 def choose_spaces(home: "Home", wanted: Sequence[str], upgrades: Sequence[str] = ()) -> list["EmbeddingSpace"]:
