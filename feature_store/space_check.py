@@ -1,7 +1,7 @@
 """Whether a space is ready to take the place of another: coverage, neighbours, what the vector store finds, and drift. Numpy only.
 
-Vectors of two spaces are never compared: each space is searched by its own vectors, and only the ids that were found are. Memory is
-bounded by the queries and one part of a table, whatever the size of the catalogue.
+Vectors of two spaces are never compared: each space is searched by its own vectors, and only the ids that were found are. Of the
+vectors, no more than the queries and one part of a table are in memory at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence

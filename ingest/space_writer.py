@@ -73,6 +73,8 @@ class SpaceWriter:
 
     def write(self, parts: Sequence[Part], times_us: Callable[[Part], int]) -> list[Part]:
         """Encode and store parts, each true from `times_us`; return those that were, the others are refused."""
+        if not parts:  # an encoder that is not needed is not loaded
+            return []
         encoded: list[Part] = []
         vectors: list[Vectors] = []
         outcomes = encode_stream(
