@@ -3,6 +3,7 @@
 FeatureStoreError
 ├── HomeError             the root folder cannot be made
 ├── SpaceRegistryError    spaces.yaml is unreadable, or a space contradicts the one registered under its id
+│   └── SpaceInUseError   a space cannot be retired, since models pin it
 ├── TableError            rows that an offline table refuses, or a part that cannot be read
 ├── PointInTimeError      labels, or features asked for, that cannot be joined
 ├── StoreUnavailable      Milvus does not answer, or nobody has started it
@@ -27,6 +28,18 @@ class HomeError(FeatureStoreError):
 
 class SpaceRegistryError(FeatureStoreError):
     """The list of embedding spaces cannot be used as it is."""
+
+
+class SpaceInUseError(SpaceRegistryError):
+    """Models pin the space.
+
+    Attributes:
+        models: their names.
+    """
+
+    def __init__(self, message: str, models: list[str]) -> None:
+        super().__init__(message)
+        self.models = models
 
 
 class TableError(FeatureStoreError):
