@@ -88,6 +88,20 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def columns_in_order(
+    schema: ViewSchema, ids: Sequence[str], fields: Sequence[str], replies: Sequence[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """Values of each of `fields` in the order of `ids`, None where missing."""
+    rows: dict[str, list[Any]] = {}
+    for reply in replies:
+        columns = [feature_column(schema, reply, name) for name in fields]
+        keys, live = scalar_values(reply[KEY]), live_rows(schema, reply).tolist()
+        rows.update((key, row) for key, is_live, *row in zip(keys, live, *columns, strict=True) if is_live)
+    nothing = [None] * len(fields)
+    found = [rows.get(i, nothing) for i in ids]
+    return {name: [row[at] for row in found] for at, name in enumerate(fields)}
+
+
 def record_batch(schema: ViewSchema, fields: Sequence[str], reply: Mapping[str, Any]) -> pa.RecordBatch:
     """The reply's live rows as Arrow columns: key, `event_timestamp`, then `fields`."""
     live = np.flatnonzero(live_rows(schema, reply))
