@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from feast import FeatureView, FileSource
 from feast.data_format import ParquetFormat
+from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -23,7 +24,7 @@ from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
 from feature_store.feast_online import TriptychOnlineStore, leases_of, ledger_of_config, store_of
 from feature_store.feast_source import NewestRows, Window
-from feature_store.feast_types import MICROSECONDS, view_schema
+from feature_store.feast_types import MICROSECONDS, is_message, view_schema
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -162,13 +163,14 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
 
 def _is_columnar(view: FeatureView) -> bool:
-    """Whether the view's rows are those of local Parquet files, with nothing to be computed in between."""
+    """Whether the view's rows are those of local Parquet files, with nothing to be computed or turned into Feast's messages in between."""
     source = view.batch_source
     if any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations")):
         return False
-    if not isinstance(source, FileSource) or not isinstance(source.file_format, ParquetFormat | None):
+    if view.entities == [DUMMY_ENTITY_NAME] or any(is_message(feature.dtype) for feature in view.features):
         return False
-    return "://" not in source.path and bool(view.entity_columns)
+    is_parquet = isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None)
+    return is_parquet and "://" not in source.path
 
 
 def _aware(time: datetime) -> datetime:
