@@ -11,7 +11,7 @@ FeatureStoreError
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
 ├── IndexReportError      a view whose index cannot be measured: it has no vector, or too few rows
-└── LeaseError            another writer holds the view, or took it over
+└── LeaseError            another writer holds the view or took it over, or leases cannot be kept
     └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
 

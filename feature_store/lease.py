@@ -12,7 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -93,19 +93,26 @@ class Leases:
         self.path = path
         self.lease_seconds = lease_seconds
 
-    def _connect(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
-        connection.execute(_TABLE)
-        connection.execute(_LATE)
-        return connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The open file. Raises `LeaseError` where it cannot be read or written: on a full disk nobody may write a view."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=30.0, isolation_level=None)) as db:
+                db.execute(_TABLE)
+                db.execute(_LATE)
+                yield db
+        except (sqlite3.OperationalError, OSError) as error:
+            raise LeaseError(
+                f"the writers' leases in {self.path} cannot be kept ({error}): no view is written"
+            ) from error
 
     def take(self, view: str, wait_seconds: float = 0.0) -> Lease:
         """Take the view's lease, waiting for another writer at most `wait_seconds`. Raises `LeaseError` naming who has it."""
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         deadline = time.monotonic() + wait_seconds
         while True:
-            with closing(self._connect()) as db:
+            with self._connection() as db:
                 now, taken = time.time(), time.monotonic()
                 asked = {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
                 with _transaction(db):
@@ -127,7 +134,8 @@ class Leases:
         try:
             yield lease
         finally:
-            lease.release()
+            with suppress(LeaseError):  # One that cannot be given back runs out.
+                lease.release()
 
     def renew(self, view: str, owner: str, token: int) -> bool:
         """Extend a lease that is still the owner's, even one that has run out with nobody taking over."""
@@ -139,20 +147,20 @@ class Leases:
 
     def _set_expiry(self, view: str, owner: str, token: int, expires: float) -> bool:
         statement = "UPDATE leases SET expires = ? WHERE view = ? AND owner = ? AND token = ?"
-        with closing(self._connect()) as db:
+        with self._connection() as db:
             return db.execute(statement, (expires, view, owner, token)).rowcount == 1
 
     def remember_late(self, view: str, token: int) -> None:
         """Note that rows may have been stored under a lease that had been lost."""
-        with closing(self._connect()) as db:
+        with self._connection() as db:
             db.execute("INSERT OR REPLACE INTO late_writes VALUES (?, ?)", (view, token))
 
     def has_late(self, view: str) -> bool:
         """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
-        with closing(self._connect()) as db:
+        with self._connection() as db:
             return db.execute("SELECT 1 FROM late_writes WHERE view = ?", (view,)).fetchone() is not None
 
     def forget_late(self, view: str) -> None:
         """Note that the view was loaded in full."""
-        with closing(self._connect()) as db:
+        with self._connection() as db:
             db.execute("DELETE FROM late_writes WHERE view = ?", (view,))

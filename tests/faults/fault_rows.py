@@ -117,3 +117,13 @@ def check_holds(core: MilvusCore, view: str, wanted: Load) -> None:
     np.testing.assert_array_equal(present, live[asked])
     np.testing.assert_array_equal(event[present], wanted.event[asked][present])
     np.testing.assert_array_equal(vectors[present], wanted.vectors[asked][present])
+
+
+def check_newest_vectors(uri, view, newest):
+    """Every id has the vector and time of its newest version, or none where that is a tombstone."""
+    with MilvusCore(uri) as core:
+        assert core.count_rows(view) == len(newest)
+        vectors, present, event = core.read_vectors(view, newest.ids(), strong=True)
+    np.testing.assert_array_equal(present, ~newest.deleted)
+    np.testing.assert_array_equal(event[present], newest.event[present])
+    np.testing.assert_array_equal(vectors[present].view(np.uint32), newest.vectors[present].view(np.uint32))

@@ -82,9 +82,11 @@ class KillableStandalone:
     ports: dict[str, int] = field(default_factory=lambda: {"etcd_port": free_port(), "proxy_port": free_port()})
     running: Any = None
     variables: dict[bytes, bytes] = field(default_factory=dict)
+    cwd: Path = Path("/")
 
     @property
     def uri(self) -> str:
+        """Its address."""
         return f"http://127.0.0.1:{self.ports['proxy_port']}"
 
     def _etcd(self) -> Path:
@@ -116,6 +118,7 @@ class KillableStandalone:
         child = self.running.server_proc
         variables = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
         self.variables = dict(variable.split(b"=", 1) for variable in variables if variable)
+        self.cwd = Path(f"/proc/{child.pid}/cwd").resolve()
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
 
@@ -123,7 +126,9 @@ class KillableStandalone:
         """Run the same command again: the package itself would not, since connections of before hold the ports for a minute."""
         command = self.running.server_proc.args
         with (self.folder / "restarts.log").open("ab") as log:
-            self.running.server_proc = subprocess.Popen(command, env=self.variables, stdout=log, stderr=log)
+            self.running.server_proc = subprocess.Popen(
+                command, env=self.variables, cwd=self.cwd, stdout=log, stderr=log
+            )
         wait_until_healthy(self.uri, 120.0)
 
     def stop(self) -> None:
