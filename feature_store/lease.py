@@ -72,8 +72,12 @@ class Lease:
         """Whether the view was ours until now, to be asked after a write; else the late write is remembered."""
         if self.remaining_seconds() > 0 or self._renew():
             return True
-        self._leases.remember_late(self.view, self.token)
+        self.remember_late()
         return False
+
+    def remember_late(self) -> None:
+        """Note that a write may come, or may have come, when the view is no longer ours."""
+        self._leases.remember_late(self.view, self.token)
 
     def _renew(self) -> bool:
         now = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_process import Worker
-from fault_rows import DIM, ROWS, fault_schema, make_load
+from fault_rows import DIM, ROWS, Load, fault_schema, make_load
 
 from encoders.space import EmbeddingSpace
 from feature_store import embedded
@@ -32,6 +32,10 @@ class KillableLite:
     def uri(self) -> str:
         """Its address; starts it where it does not run."""
         return embedded.start(self.home).uri
+
+    def signal(self, number: int) -> None:
+        """Pause it (SIGSTOP) or let it go on (SIGCONT)."""
+        os.kill(embedded.status(self.home).pid, number)
 
     def kill(self) -> None:
         """End the server as a loss of power would."""
@@ -102,6 +106,14 @@ def let_the_lease_end():
     return lambda: time.sleep(LEASE_SECONDS + 0.2)
 
 
+def write_versions(tables: Tables, space: EmbeddingSpace, load: Load) -> None:
+    """Write a load into the table of a space: a part holds an id once, so a part for each version of the ids."""
+    for version in range(1 + load.nth_of_its_key().max()):
+        rows = load.take(load.nth_of_its_key() == version)
+        columns = {"event_timestamp": rows.event, "created": rows.created, "deleted": rows.deleted}
+        tables.write_embeddings("item", space, rows.ids(), rows.vectors, content_sha256=["s"] * len(rows), **columns)
+
+
 @pytest.fixture
 def feast_bench(tmp_path, seed):
     """A home of its own with a space of 50,000 vectors of several versions each, its server, and the orders of its workers."""
@@ -112,10 +124,7 @@ def feast_bench(tmp_path, seed):
     load = make_load(seed)
     tables = Tables(home)
     tables.ensure()
-    for version in range(1 + load.nth_of_its_key().max()):  # a part holds an id once
-        rows = load.take(load.nth_of_its_key() == version)
-        columns = {"event_timestamp": rows.event, "created": rows.created, "deleted": rows.deleted}
-        tables.write_embeddings("item", space, rows.ids(), rows.vectors, content_sha256=["s"] * len(rows), **columns)
+    write_versions(tables, space, load)
     order = {"what": "feast", "home": str(home.root), "lease_seconds": LEASE_SECONDS}
     embedded.start(home)
     yield home, load, {**order, "view": view_name("item", space.space_id)}

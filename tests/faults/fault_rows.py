@@ -15,6 +15,7 @@ from feature_store.schemas import timestamps
 DIM = 16
 KEYS, ROWS = 20_000, 50_000
 EVENTS = 1_000  # few, so that `created` must break ties
+PAGE_ROWS = 16_000  # a standalone server gives at most 16,384 at once; the embedded one looks at all rows for each page
 TOMBSTONES = 0.05
 ROUND_US = 1_000_000  # by which a round's rows are newer than those of the one before
 
@@ -95,7 +96,7 @@ def stored(core: MilvusCore, view: str) -> Load:
     """Everything that the view holds, tombstones too, as it is stored."""
     schema = core.describe_view(view, refresh=True)
     names = [EVENT, CREATED, DELETED, "version", schema.stored_vector]
-    pages = list(core.pages(view, names, rows=2 * KEYS))
+    pages = list(core.pages(view, names, rows=PAGE_ROWS))
     key = [int(text.removeprefix("item-")) for page in pages for text in scalar_values(page[KEY])]
     columns = (np.concatenate([numbers(page[name]) for page in pages]) for name in (EVENT, CREATED))
     deleted = np.concatenate([np.asarray(scalar_values(page[DELETED]), np.bool_) for page in pages])

@@ -3,10 +3,24 @@
 What is promised, and what is not, is said in `docs/decisions/014-one-writer-per-view.md`.
 """
 
+import signal
+import threading
+import time
+import warnings
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from conftest import VIEW
-from fault_rows import check_holds, fault_schema, make_load, stored
+from conftest import VIEW, write_versions
+from fault_process import Worker
+from fault_rows import check_holds, check_newest_vectors, fault_schema, make_load, stored
+
+from feature_store import embedded, writing
+from feature_store.errors import LeaseError, RefusedRowsError
+from feature_store.lease import Leases
+from feature_store.spaces import read_entries
+from feature_store.tables import Tables
+from feature_store.writing import ViewWriter
 
 ROWS, KEYS = 6_000, 3_000
 
@@ -112,3 +126,82 @@ def test_a_rebuild_that_lost_its_lease_takes_nobodys_rows(small, let_the_lease_e
     with small.core() as core:
         assert core.describe_view(VIEW, refresh=True) == fault_schema(VIEW)
         check_holds(core, VIEW, small_load(small).later(1).newest())
+
+
+def test_a_writer_that_fails_waits_for_what_it_sent_before_another_may_write(small, monkeypatch):
+    """Rows are refused while a request is under way on a server that does not answer: the lease is kept until it has."""
+    leases, rows = Leases(small.leases.path, lease_seconds=30.0), small_load(small).newest()
+    bad = rows.take(np.flatnonzero(~rows.deleted)[-1:])
+    bad.vectors[:] = np.nan
+    # The first two of four requests are under way when the bad row comes.
+    monkeypatch.setattr(writing, "WRITE_ROWS_PER_REQUEST", 250)
+    failed = []
+
+    def write():
+        try:
+            with (
+                small.core() as core,
+                leases.hold(VIEW) as lease,
+                ViewWriter(core, VIEW, lease, distinct=True) as writer,
+            ):
+                small.server.signal(signal.SIGSTOP)
+                writer.write(rows.take(slice(1_000)).table())
+                writer.write(bad.table())
+        except RefusedRowsError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    time.sleep(1.0)
+    try:
+        with pytest.raises(LeaseError, match="being written"):
+            leases.take(VIEW)
+    finally:
+        small.server.signal(signal.SIGCONT)
+    thread.join()
+    assert len(failed) == 1
+    with small.core() as core:
+        check_holds(core, VIEW, rows.take(slice(500)))
+    leases.take(VIEW).release()
+    assert not leases.has_late(VIEW)
+
+
+@pytest.fixture
+def materialize():
+    """`feast_cli.materialize` in the test's own process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from feature_store import feast_cli
+
+        def run(home, view):
+            return feast_cli.materialize(home, views=[view])[view]
+
+        yield run
+
+
+@pytest.mark.timeout(300)
+def test_the_next_materialization_mends_a_late_write(feast_bench, materialize, let_the_lease_end):
+    """A paused materialization puts older rows over newer ones, and fails; the next one sees the mark, loads all, and every row is newest."""
+    home, load, order = feast_bench
+    view, leases = order["view"], Leases(home.leases)
+    newest = replace(load.newest().later(1), created=len(load) + load.newest().created)
+    with Worker(apply=True, pause=["send", 2], **order) as first:
+        first.wait_for("ready")
+        first.go()
+        first.wait_stopped()
+        let_the_lease_end()
+        write_versions(Tables(home), read_entries(home)[0].space, newest)
+        assert materialize(home, view).total == len(newest)
+        uri = embedded.status(home).uri
+        check_newest_vectors(uri, view, newest)
+        assert not leases.has_late(view)
+        first.resume()
+        # Which of the two depends on whether the answer to the request before came in time.
+        assert first.result(code=1).startswith(("LateWriteError", "LeaseError"))
+    assert leases.has_late(view)
+    mended = materialize(home, view)
+    assert mended.stored > 0
+    assert mended.stored + mended.unchanged == len(newest)
+    check_newest_vectors(uri, view, newest)
+    assert not leases.has_late(view)
+    assert materialize(home, view).stored == 0
