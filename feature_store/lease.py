@@ -11,11 +11,11 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from feature_store.errors import LeaseError
+from feature_store.errors import LeaseError, LedgerError
 from feature_store.ledger import Ledger, run
 
 LEASE_SECONDS: Final = 60.0
@@ -66,8 +66,12 @@ class Lease:
         """Whether the view was ours until now, to be asked after a write; else the late write is remembered."""
         if self.remaining_seconds() > 0 or self._renew():
             return True
-        self._leases.remember_late(self.view, self.token)
+        self.remember_late()
         return False
+
+    def remember_late(self) -> None:
+        """Note that a write may come, or may have come, when the view is no longer ours."""
+        self._leases.remember_late(self.view, self.token)
 
     def _renew(self) -> bool:
         now = time.monotonic()
@@ -111,7 +115,8 @@ class Leases:
         try:
             yield lease
         finally:
-            lease.release()
+            with suppress(LedgerError):  # One that cannot be given back runs out.
+                lease.release()
 
     def renew(self, view: str, owner: str, token: int) -> bool:
         """Extend a lease that is still the owner's, even one that has run out with nobody taking over."""

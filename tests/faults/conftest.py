@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 from fault_process import Worker
-from fault_rows import ROWS, fault_schema, make_load
+from fault_rows import DIM, ROWS, Load, fault_schema, make_load
 
+from encoders.space import EmbeddingSpace
 from feature_store import embedded
 from feature_store.home import Home
 from feature_store.lease import Leases
 from feature_store.milvus_core import MilvusCore
+from feature_store.spaces import register_spaces, view_name
+from feature_store.tables import Tables
 
 LEASE_SECONDS = 2.0
 VIEW = "item_faults"
@@ -27,7 +30,12 @@ class KillableLite:
 
     @property
     def uri(self) -> str:
+        """Its address; starts it where it does not run."""
         return embedded.start(self.home).uri
+
+    def signal(self, number: int) -> None:
+        """Pause it (SIGSTOP) or let it go on (SIGCONT)."""
+        os.kill(embedded.status(self.home).pid, number)
 
     def kill(self) -> None:
         """End the server as a loss of power would."""
@@ -36,9 +44,11 @@ class KillableLite:
         os.waitpid(pid, 0)
 
     def restart(self) -> None:
+        """Start it again on the same data."""
         embedded.start(self.home)
 
     def stop(self) -> None:
+        """End it."""
         embedded.stop(self.home)
 
 
@@ -53,16 +63,25 @@ class Bench:
 
     @property
     def load(self):
+        """What is to be written."""
         return make_load(self.seed, self.rows)
 
     def worker(self, what="load", **order) -> Worker:
-        shared = {"uri": self.server.uri, "leases": str(self.leases.where), "lease_seconds": LEASE_SECONDS, "view": VIEW}
+        """A writer of that load, or of another `order`."""
+        shared = {
+            "uri": self.server.uri,
+            "leases": str(self.leases.where),
+            "lease_seconds": LEASE_SECONDS,
+            "view": VIEW,
+        }
         return Worker(what=what, **{**shared, "load": [self.seed, self.rows], "round": 0, **order})
 
     def core(self) -> MilvusCore:
+        """A connection."""
         return MilvusCore(self.server.uri)
 
     def create(self) -> None:
+        """Make the view."""
         with self.core() as core:
             core.create_view(fault_schema(VIEW))
 
@@ -90,3 +109,28 @@ def bench(lite, tmp_path, seed):
 def let_the_lease_end():
     """Wait until the lease of a killed or paused writer has run out."""
     return lambda: time.sleep(LEASE_SECONDS + 0.2)
+
+
+def write_versions(tables: Tables, space: EmbeddingSpace, load: Load) -> None:
+    """Write a load into the table of a space: a part holds an id once, so a part for each version of the ids."""
+    for version in range(1 + load.nth_of_its_key().max()):
+        rows = load.take(load.nth_of_its_key() == version)
+        columns = {"event_timestamp": rows.event, "created": rows.created, "deleted": rows.deleted}
+        tables.write_embeddings("item", space, rows.ids(), rows.vectors, content_sha256=["s"] * len(rows), **columns)
+
+
+@pytest.fixture
+def feast_bench(tmp_path, seed):
+    """A home of its own with a space of 50,000 vectors of several versions each, its server, and the orders of its workers."""
+    home = Home(tmp_path / "home").create()
+    home.spaces.write_text("spaces: []\n")
+    space = EmbeddingSpace.from_recipe("text", "faults", DIM, {"weights": "none"})
+    register_spaces(home, [space])
+    load = make_load(seed)
+    tables = Tables(home)
+    tables.ensure()
+    write_versions(tables, space, load)
+    order = {"what": "feast", "home": str(home.root), "lease_seconds": LEASE_SECONDS}
+    embedded.start(home)
+    yield home, load, {**order, "view": view_name("item", space.space_id)}
+    embedded.stop(home)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import Self
 
 WORKER = Path(__file__).with_name("fault_worker.py")
 PATIENCE_SECONDS = 120.0
@@ -39,7 +40,7 @@ class Worker:
         for line in stream:
             into.append(line.rstrip())
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -71,6 +72,7 @@ class Worker:
             time.sleep(0.005)
 
     def resume(self) -> None:
+        """Let it go on."""
         os.kill(self.process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
@@ -87,6 +89,7 @@ class Worker:
         return json.loads(rest) if word == "done" else rest
 
     def end(self) -> None:
+        """Kill it where it still runs."""
         if self.process.poll() is None:
             self.kill()
         self._join()

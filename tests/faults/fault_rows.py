@@ -15,6 +15,7 @@ from feature_store.schemas import timestamps
 DIM = 16
 KEYS, ROWS = 20_000, 50_000
 EVENTS = 1_000  # few, so that `created` must break ties
+PAGE_ROWS = 16_000  # a standalone server gives at most 16,384 at once; the embedded one looks at all rows for each page
 TOMBSTONES = 0.05
 ROUND_US = 1_000_000  # by which a round's rows are newer than those of the one before
 
@@ -95,7 +96,7 @@ def stored(core: MilvusCore, view: str) -> Load:
     """Everything that the view holds, tombstones too, as it is stored."""
     schema = core.describe_view(view, refresh=True)
     names = [EVENT, CREATED, DELETED, "version", schema.stored_vector]
-    pages = list(core.pages(view, names, rows=2 * KEYS))
+    pages = list(core.pages(view, names, rows=PAGE_ROWS))
     key = [int(text.removeprefix("item-")) for page in pages for text in scalar_values(page[KEY])]
     columns = (np.concatenate([numbers(page[name]) for page in pages]) for name in (EVENT, CREATED))
     deleted = np.concatenate([np.asarray(scalar_values(page[DELETED]), np.bool_) for page in pages])
@@ -117,3 +118,13 @@ def check_holds(core: MilvusCore, view: str, wanted: Load) -> None:
     np.testing.assert_array_equal(present, live[asked])
     np.testing.assert_array_equal(event[present], wanted.event[asked][present])
     np.testing.assert_array_equal(vectors[present], wanted.vectors[asked][present])
+
+
+def check_newest_vectors(uri, view, newest):
+    """Every id has the vector and time of its newest version, or none where that is a tombstone."""
+    with MilvusCore(uri) as core:
+        assert core.count_rows(view) == len(newest)
+        vectors, present, event = core.read_vectors(view, newest.ids(), strong=True)
+    np.testing.assert_array_equal(present, ~newest.deleted)
+    np.testing.assert_array_equal(event[present], newest.event[present])
+    np.testing.assert_array_equal(vectors[present].view(np.uint32), newest.vectors[present].view(np.uint32))

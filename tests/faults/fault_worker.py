@@ -19,41 +19,42 @@ from feature_store.milvus_channel import MilvusChannel
 from feature_store.milvus_core import MilvusCore
 
 BATCH_ROWS = 1_000
-PAUSES = {"check": (Lease, "check"), "send": (MilvusChannel, "start"), "confirm": (Lease, "confirm")}
+# Where a writer can be paused: before a call of this method, and of this request.
+PAUSES = {
+    "check": (Lease, "check", None),
+    "send": (MilvusChannel, "start_upsert", None),
+    "swap": (MilvusChannel, "start", "RenameCollection"),
+    "confirm": (Lease, "confirm", None),
+}
 
 
 def tell(line):
     print(line, flush=True)
 
 
-def pause_before(point, at):
-    """Stop this process before the `at`-th call of one of `PAUSES`, of upserts only."""
-    owner, name = PAUSES[point]
+def before(owner, name, at, act, applies=lambda _: True):
+    """Do something before the `at`-th call of a method."""
     original, left = getattr(owner, name), [at]
 
-    def paused(*args, **settings):
-        if name != "start" or args[1] == "Upsert":
+    def watched(*args, **settings):
+        if applies(args[1] if len(args) > 1 else None):
             left[0] -= 1
             if left[0] == 0:
-                tell("paused")
-                os.kill(os.getpid(), signal.SIGSTOP)
+                act()
         return original(*args, **settings)
 
-    setattr(owner, name, paused)
+    setattr(owner, name, watched)
 
 
-def die_before(owner, name, at, applies=lambda *_, **__: True):
-    """Kill this process before the `at`-th call of a method."""
-    original, left = getattr(owner, name), [at]
+def pause():
+    """Stop this process until it is resumed."""
+    tell("paused")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
-    def deadly(*args, **settings):
-        if applies(*args):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **settings)
 
-    setattr(owner, name, deadly)
+def die():
+    """End this process as a loss of power would."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def load(order):
@@ -116,12 +117,14 @@ def feast(order):
 def main(order):
     writing.RETRY_SECONDS = order.get("retry_seconds", writing.RETRY_SECONDS)
     if "pause" in order:
-        pause_before(*order["pause"])
+        point, at = order["pause"]
+        owner, name, request = PAUSES[point]
+        before(owner, name, at, pause, lambda asked: request in {None, asked})
     if "die_before_confirm" in order:
-        die_before(Lease, "confirm", order["die_before_confirm"])
+        before(Lease, "confirm", order["die_before_confirm"], die)
     if "die_before_call" in order:
-        reads = ("Query", "DescribeCollection", "ShowCollections", "GetLoadState", "GetFlushState", "Upsert")
-        die_before(MilvusChannel, "start", order["die_before_call"], lambda _, method, *__: method not in reads)
+        reads = {"Query", "DescribeCollection", "ShowCollections", "GetLoadState", "GetFlushState"}
+        before(MilvusChannel, "start", order["die_before_call"], die, lambda asked: asked not in reads)
     try:
         done = {"load": load, "rebuild": rebuild_view, "feast": feast}[order["what"]](order)
     except FeatureStoreError as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -80,9 +81,12 @@ class KillableStandalone:
     folder: Path
     ports: dict[str, int] = field(default_factory=lambda: {"etcd_port": free_port(), "proxy_port": free_port()})
     running: Any = None
+    variables: dict[bytes, bytes] = field(default_factory=dict)
+    cwd: Path = Path("/")
 
     @property
     def uri(self) -> str:
+        """Its address."""
         return f"http://127.0.0.1:{self.ports['proxy_port']}"
 
     def _etcd(self) -> Path:
@@ -98,23 +102,37 @@ class KillableStandalone:
             path.write_text(yaml.safe_dump(settings | urls))
         return path
 
-    def restart(self) -> None:
-        self.running = self.package.MilvusServer(wait_for_started=False, **self.ports)
-        self.running.set_base_dir(str(self.folder))
+    def start(self) -> None:
+        """Start the server by its package."""
+        server = self.package.MilvusServer(wait_for_started=False, **self.ports)
+        server.set_base_dir(str(self.folder))
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its probes of ports to the collector
             patch.setenv("ETCD_CONFIG_PATH", str(self._etcd()))
-            self.running.start()
+            server.start()
+        self.running = server
         wait_until_healthy(self.uri, 120.0)
 
     def kill(self) -> None:
         """End the server process as a loss of power would."""
         child = self.running.server_proc
+        variables = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
+        self.variables = dict(variable.split(b"=", 1) for variable in variables if variable)
+        self.cwd = Path(f"/proc/{child.pid}/cwd").resolve()
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
-        self.running.stop()
+
+    def restart(self) -> None:
+        """Run the same command again: the package itself would not, since connections of before hold the ports for a minute."""
+        command = self.running.server_proc.args
+        with (self.folder / "restarts.log").open("ab") as log:
+            self.running.server_proc = subprocess.Popen(
+                command, env=self.variables, cwd=self.cwd, stdout=log, stderr=log
+            )
+        wait_until_healthy(self.uri, 120.0)
 
     def stop(self) -> None:
+        """End the server process."""
         self.running.stop()
 
 
@@ -122,7 +140,7 @@ class KillableStandalone:
 def standalone_bench(tmp_path, seed):
     """The view, empty, on a standalone server that may be killed; skipped where its package is not installed."""
     server = KillableStandalone(pytest.importorskip("milvus"), tmp_path)
-    server.restart()
+    server.start()
     there = Bench(server, Leases(tmp_path / "leases.db", 2.0), seed)
     try:
         there.create()

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 from conftest import LEASE_SECONDS, VIEW
 from fault_process import Worker
-from fault_rows import DIM, KEYS, ROWS, check_holds, fault_schema, make_load, stored
+from fault_rows import KEYS, ROWS, check_holds, check_newest_vectors, fault_schema, make_load, stored
 from fault_worker import BATCH_ROWS
 
-from encoders.space import EmbeddingSpace
 from feature_store import embedded
-from feature_store.home import Home
 from feature_store.lease import Leases
-from feature_store.milvus_core import MilvusCore
 from feature_store.rebuilding import recover
-from feature_store.spaces import register_spaces, view_name
-from feature_store.tables import Tables
 from feature_store.watermarks import Watermarks
 
 BATCHES = ROWS // BATCH_ROWS
@@ -50,36 +45,6 @@ def test_no_row_is_lost_in_a_series_of_kills_of_the_writer(bench, rng):
     check_kills(bench, rng, 18)
 
 
-@pytest.fixture
-def feast_bench(tmp_path, seed):
-    """A home of its own with a space of 50,000 vectors of several versions each, its server, and the orders of its workers."""
-    home = Home(tmp_path / "home").create()
-    home.spaces.write_text("spaces: []\n")
-    space = EmbeddingSpace.from_recipe("text", "faults", DIM, {"weights": "none"})
-    register_spaces(home, [space])
-    load = make_load(seed)
-    tables = Tables(home)
-    tables.ensure()
-    for version in range(1 + load.nth_of_its_key().max()):  # a part holds an id once
-        rows = load.take(load.nth_of_its_key() == version)
-        columns = {"event_timestamp": rows.event, "created": rows.created, "deleted": rows.deleted}
-        tables.write_embeddings("item", space, rows.ids(), rows.vectors, content_sha256=["s"] * len(rows), **columns)
-    order = {"what": "feast", "home": str(home.root), "lease_seconds": LEASE_SECONDS}
-    embedded.start(home)
-    yield home, load, {**order, "view": view_name("item", space.space_id)}
-    embedded.stop(home)
-
-
-def check_newest_vectors(home, view, newest):
-    """Every id has the vector and time of its newest version, or none where that is a tombstone."""
-    with MilvusCore(embedded.status(home).uri) as core:
-        assert core.count_rows(view) == len(newest)
-        vectors, present, event = core.read_vectors(view, newest.ids(), strong=True)
-    np.testing.assert_array_equal(present, ~newest.deleted)
-    np.testing.assert_array_equal(event[present], newest.event[present])
-    np.testing.assert_array_equal(vectors[present].view(np.uint32), newest.vectors[present].view(np.uint32))
-
-
 def check_feast_kills(feast_bench, rng, kills):
     """Kill materializations of a first load one after the other, then let one end: it goes on with what the others left."""
     home, load, order = feast_bench
@@ -102,7 +67,7 @@ def check_feast_kills(feast_bench, rng, kills):
     assert done["total"] == len(newest)
     assert done["stored"] + done["unchanged"] == len(newest)
     assert marks.read("triptych", order["view"]).created_us == load.created.max()
-    check_newest_vectors(home, order["view"], newest)
+    check_newest_vectors(embedded.status(home).uri, order["view"], newest)
 
 
 @pytest.mark.timeout(600)
@@ -114,7 +79,7 @@ def test_a_killed_materialization_is_completed_by_the_next(feast_bench, rng):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("number", range(3))
-def test_materializations_killed_in_a_row_lose_nothing(feast_bench, rng, number):  # noqa: ARG001 - each is another load
+def test_materializations_killed_in_a_row_lose_nothing(feast_bench, rng, number):
     """Three kills in a row, three times."""
     check_feast_kills(feast_bench, rng, 3)
 
