@@ -130,7 +130,7 @@ def test_a_rebuild_that_lost_its_lease_takes_nobodys_rows(small, let_the_lease_e
 
 def test_a_writer_that_fails_waits_for_what_it_sent_before_another_may_write(small, monkeypatch):
     """Rows are refused while a request is under way on a server that does not answer: the lease is kept until it has."""
-    leases, rows = Leases(small.leases.path, lease_seconds=30.0), small_load(small).newest()
+    leases, rows = Leases(small.leases.where, lease_seconds=30.0), small_load(small).newest()
     bad = rows.take(np.flatnonzero(~rows.deleted)[-1:])
     bad.vectors[:] = np.nan
     # The first two of four requests are under way when the bad row comes.
