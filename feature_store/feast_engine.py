@@ -4,6 +4,7 @@ An incremental load goes by when rows were made (`created`), so that backfills a
 An explicit `feast materialize START END` goes by valid time. Sources that are not Parquet files are left to Feast's own engine.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -106,7 +107,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core.check_drift(schema)
         marks, leases = Watermarks(home_of(self.config).leases, store_of(config)), leases_of(config)
         with self.online_store.writer(config, view, distinct=True) as writer:
-            before = core.count_rows(view.name)
+            started, before = time.time(), core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
             overlap_us = self.config.overlap_seconds * MICROSECONDS
@@ -116,7 +117,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
                 if window.mark is None:
-                    leases.forget_late(view.name)
+                    leases.forget_late(view.name, started)
         return Loaded(writer.written.stored, writer.written.stale, total)
 
     def _stream(self, writer: ViewWriter, view: str, rows: NewestRows, task: MaterializationTask) -> None:

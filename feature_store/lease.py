@@ -20,7 +20,10 @@ from feature_store.errors import LeaseError
 
 LEASE_SECONDS: Final = 60.0
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS leases (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token INTEGER NOT NULL, expires REAL NOT NULL)"
-_LATE: Final = "CREATE TABLE IF NOT EXISTS late_writes (view TEXT PRIMARY KEY, token INTEGER NOT NULL)"
+_LATE: Final = (
+    "CREATE TABLE IF NOT EXISTS late_marks (view TEXT PRIMARY KEY, token INTEGER NOT NULL, noted REAL NOT NULL)"
+)
+LATE_SECONDS: Final = 60.0  # for which a server may still have a request that was given up: the longest deadline, twice
 RENEWED_AFTER: Final = 1 / 3  # of the lease's length
 _TAKE: Final = """
     INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, :expires)
@@ -29,7 +32,7 @@ _TAKE: Final = """
 """
 # Not given back: its owner was killed or is paused, and a write of it may arrive yet.
 _ABANDONED: Final = """
-    INSERT OR REPLACE INTO late_writes SELECT view, token FROM leases WHERE view = :view AND expires > 0 AND expires < :now
+    INSERT OR REPLACE INTO late_marks SELECT view, token, :now FROM leases WHERE view = :view AND expires > 0 AND expires < :now
 """
 
 
@@ -157,14 +160,18 @@ class Leases:
     def remember_late(self, view: str, token: int) -> None:
         """Note that rows may have been stored under a lease that had been lost."""
         with self._connection() as db:
-            db.execute("INSERT OR REPLACE INTO late_writes VALUES (?, ?)", (view, token))
+            db.execute("INSERT OR REPLACE INTO late_marks VALUES (?, ?, ?)", (view, token, time.time()))
 
     def has_late(self, view: str) -> bool:
         """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
         with self._connection() as db:
-            return db.execute("SELECT 1 FROM late_writes WHERE view = ?", (view,)).fetchone() is not None
+            return db.execute("SELECT 1 FROM late_marks WHERE view = ?", (view,)).fetchone() is not None
 
-    def forget_late(self, view: str) -> None:
-        """Note that the view was loaded in full."""
+    def forget_late(self, view: str, load_started: float | None = None) -> None:
+        """Note that the view was loaded in full, from `load_started` on (seconds since 1970; left out: whatever was noted is mended).
+
+        What was noted less than `LATE_SECONDS` before that stays noted: such a write may have come after the load had looked.
+        """
+        until = math.inf if load_started is None else load_started - LATE_SECONDS
         with self._connection() as db:
-            db.execute("DELETE FROM late_writes WHERE view = ?", (view,))
+            db.execute("DELETE FROM late_marks WHERE view = ? AND noted < ?", (view, until))

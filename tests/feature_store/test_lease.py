@@ -1,7 +1,9 @@
+import time
+
 import pytest
 
 from feature_store.errors import LeaseError
-from feature_store.lease import Leases
+from feature_store.lease import LATE_SECONDS, Leases
 from feature_store.watermarks import Watermark, Watermarks
 
 
@@ -35,7 +37,7 @@ def test_a_lease_that_ran_out_is_kept_while_nobody_wants_it(tmp_path):
 
 
 def test_a_lease_that_was_not_given_back_is_remembered(tmp_path):
-    """Its owner may be paused in the middle of a write: the view is loaded in full next. One that was given back leaves nothing."""
+    """Its owner may be paused in the middle of a write: the view is loaded in full, until a minute later too. One that was given back leaves nothing."""
     leases = Leases(tmp_path / "leases.db")
     with leases.hold("view"):
         pass
@@ -45,7 +47,9 @@ def test_a_lease_that_was_not_given_back_is_remembered(tmp_path):
     assert not leases.has_late("view")
     leases.take("view")
     assert leases.has_late("view")
-    leases.forget_late("view")
+    leases.forget_late("view", time.time())
+    assert leases.has_late("view")
+    leases.forget_late("view", time.time() + LATE_SECONDS + 1)
     assert not leases.has_late("view")
 
 
