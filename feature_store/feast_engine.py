@@ -105,7 +105,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core.check_drift(schema)
         marks, leases = Watermarks(ledger_of_config(config), store_of(config)), leases_of(config)
         with self.online_store.writer(config, view, distinct=True) as writer:
-            before = core.count_rows(view.name)
+            started, before = leases.now(), core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
             overlap_us = self.config.overlap_seconds * MICROSECONDS
@@ -115,7 +115,7 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
                 if window.mark is None:
-                    leases.forget_late(view.name)
+                    leases.forget_late(view.name, started)
         return Loaded(writer.written.stored, writer.written.stale, total)
 
     def _stream(self, writer: ViewWriter, view: str, rows: NewestRows, task: MaterializationTask) -> None:

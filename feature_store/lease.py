@@ -19,6 +19,7 @@ from feature_store.errors import LeaseError, LedgerError
 from feature_store.ledger import Ledger, run
 
 LEASE_SECONDS: Final = 60.0
+LATE_SECONDS: Final = 60.0  # for which a server may still have a request that was given up: the longest deadline, twice
 RENEWED_AFTER: Final = 1 / 3  # of the lease's length
 POLL_SECONDS: Final = 0.05
 _TAKE: Final = """
@@ -28,14 +29,17 @@ _TAKE: Final = """
 """
 # Not given back: its owner was killed or is paused, and a write of it may arrive yet.
 _ABANDONED: Final = """
-    INSERT INTO late_writes SELECT view, token FROM leases WHERE view = :view AND expires > 0 AND expires < {now}
-    ON CONFLICT (view) DO UPDATE SET token = excluded.token
+    INSERT INTO late_marks SELECT view, token, {now} FROM leases WHERE view = :view AND expires > 0 AND expires < {now}
+    ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
 """
 _RENEW: Final = """
     UPDATE leases SET expires = {now} + :seconds WHERE view = :view AND owner = :owner AND token = :token RETURNING token
 """
 _EXPIRE: Final = "UPDATE leases SET expires = 0 WHERE view = :view AND owner = :owner AND token = :token"
-_LATE: Final = "INSERT INTO late_writes VALUES (:view, :token) ON CONFLICT (view) DO UPDATE SET token = excluded.token"
+_LATE: Final = """
+    INSERT INTO late_marks VALUES (:view, :token, {now})
+    ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
+"""
 
 
 class Lease:
@@ -133,8 +137,16 @@ class Leases:
 
     def has_late(self, view: str) -> bool:
         """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
-        return self._ledger.run("SELECT 1 FROM late_writes WHERE view = :view", view=view) is not None
+        return self._ledger.run("SELECT 1 FROM late_marks WHERE view = :view", view=view) is not None
 
-    def forget_late(self, view: str) -> None:
-        """Note that the view was loaded in full."""
-        self._ledger.run("DELETE FROM late_writes WHERE view = :view", view=view)
+    def forget_late(self, view: str, load_started: float | None = None) -> None:
+        """Note that the view was loaded in full, from `load_started` on (`now`; left out: whatever was noted is mended).
+
+        What was noted less than `LATE_SECONDS` before that stays noted: such a write may have come after the load had looked.
+        """
+        until = math.inf if load_started is None else load_started - LATE_SECONDS
+        self._ledger.run("DELETE FROM late_marks WHERE view = :view AND noted < :until", view=view, until=until)
+
+    def now(self) -> float:
+        """The ledger's own clock, in seconds since 1970."""
+        return float(self._ledger.run("SELECT {now}")[0])

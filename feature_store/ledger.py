@@ -30,7 +30,7 @@ _NOW: Final = {
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS leases
     (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token BIGINT NOT NULL, expires DOUBLE PRECISION NOT NULL)""",
-    "CREATE TABLE IF NOT EXISTS late_writes (view TEXT PRIMARY KEY, token BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS late_marks (view TEXT PRIMARY KEY, token BIGINT NOT NULL, noted DOUBLE PRECISION NOT NULL)",
     """CREATE TABLE IF NOT EXISTS store_watermarks
     (store TEXT, project TEXT, view TEXT, created_us BIGINT NOT NULL, end_us BIGINT NOT NULL, PRIMARY KEY (store, project, view))""",
 )

@@ -176,6 +176,10 @@ class ViewWriter:
         if reply.upsert_cnt != sent.rows:
             raise StoreRequestError(f"view {self._view}: {reply.upsert_cnt} of {sent.rows} rows were stored")
         self._core.wrote(self._view, reply.timestamp)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Raise `LateWriteError` where the view was another writer's before the last answer came; that is then remembered."""
         if self._lease is not None and not self._lease.confirm():
             raise LateWriteError(
                 f"the lease of view {self._view} ended while rows were being written, and another writer has it: older rows may "
@@ -198,8 +202,8 @@ class ViewWriter:
                 self._reply(self._sent.popleft().future)
         if self._lease is not None and self._is_unsure:
             self._lease.remember_late()
-        elif self._lease is not None and was_cut_short:
-            self._lease.confirm()
+        if was_cut_short:
+            self._confirm()
 
     def _retried(self, call: Callable[[], Any]) -> Any:
         return tenacity.Retrying(

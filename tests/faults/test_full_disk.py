@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VIEW, Bench, KillableLite
+from fault_bench import VIEW, Bench, KillableLite
 from fault_rows import DIM, check_holds, fault_schema, make_load, stored
 from fault_worker import BATCH_ROWS
 

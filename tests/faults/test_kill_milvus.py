@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import VIEW, Bench
+from fault_bench import VIEW, Bench
 from fault_rows import ROWS, check_holds
 from fault_worker import BATCH_ROWS
 

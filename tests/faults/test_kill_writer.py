@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from conftest import LEASE_SECONDS, VIEW
+from fault_bench import LEASE_SECONDS, VIEW
 from fault_process import Worker
 from fault_rows import KEYS, ROWS, check_holds, check_newest_vectors, fault_schema, make_load, stored
 from fault_worker import BATCH_ROWS

@@ -1,7 +1,7 @@
 """Nothing listens where Milvus should be, or it dies and does not come back: an error in time, no watermark, and nothing stored is lost."""
 
 import pytest
-from conftest import VIEW
+from fault_bench import VIEW
 from fault_process import Worker
 from fault_rows import check_holds, check_newest_vectors, make_load, stored
 from fault_worker import BATCH_ROWS

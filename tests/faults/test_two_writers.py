@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import VIEW, write_versions
+from fault_bench import VIEW, write_versions
 from fault_process import Worker
 from fault_rows import check_holds, check_newest_vectors, fault_schema, make_load, stored
 
@@ -180,28 +180,28 @@ def materialize():
 
 
 @pytest.mark.timeout(300)
-def test_the_next_materialization_mends_a_late_write(feast_bench, materialize, let_the_lease_end):
+@pytest.mark.parametrize("feast_bench", [(1_500, 1_000)], indirect=True)
+def test_the_next_materialization_mends_a_late_write(feast_bench, materialize):
     """A paused materialization puts older rows over newer ones, and fails; the next one sees the mark, loads all, and every row is newest."""
     home, load, order = feast_bench
     view, leases = order["view"], Leases(home.leases)
     newest = replace(load.newest().later(1), created=len(load) + load.newest().created)
-    with Worker(apply=True, pause=["send", 2], **order) as first:
+    # A request lives no longer than its lease had left: here long enough for a slow machine.
+    with Worker(apply=True, pause=["send", 1], **{**order, "lease_seconds": 8.0}) as first:
         first.wait_for("ready")
         first.go()
         first.wait_stopped()
-        let_the_lease_end()
         write_versions(Tables(home), read_entries(home)[0].space, newest)
         assert materialize(home, view).total == len(newest)
         uri = embedded.status(home).uri
         check_newest_vectors(uri, view, newest)
-        assert not leases.has_late(view)
+        leases.forget_late(view)  # noted when the lease was taken over
         first.resume()
-        # Which of the two depends on whether the answer to the request before came in time.
-        assert first.result(code=1).startswith(("LateWriteError", "LeaseError"))
+        assert first.result(code=1).startswith("LateWriteError")
     assert leases.has_late(view)
     mended = materialize(home, view)
     assert mended.stored > 0
     assert mended.stored + mended.unchanged == len(newest)
     check_newest_vectors(uri, view, newest)
-    assert not leases.has_late(view)
-    assert materialize(home, view).stored == 0
+    assert leases.has_late(view)  # for a minute: until no server can have such a request any more
+    assert materialize(home, view).unchanged == len(newest)

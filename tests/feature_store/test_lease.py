@@ -5,7 +5,7 @@ import sqlalchemy
 
 from feature_store.errors import LeaseError, LedgerError
 from feature_store.home import Home
-from feature_store.lease import Leases
+from feature_store.lease import LATE_SECONDS, Leases
 from feature_store.ledger import LEDGER_VARIABLE, Ledger, ledger_of
 from feature_store.watermarks import Watermark, Watermarks
 
@@ -72,7 +72,9 @@ def test_a_lease_that_was_not_given_back_is_remembered(where):
     assert not leases.has_late("view")
     leases.take("view")
     assert leases.has_late("view")
-    leases.forget_late("view")
+    leases.forget_late("view", leases.now())
+    assert leases.has_late("view")
+    leases.forget_late("view", leases.now() + LATE_SECONDS + 1)
     assert not leases.has_late("view")
 
 
