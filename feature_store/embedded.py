@@ -1,4 +1,4 @@
-"""The embedded Milvus: one `milvus-lite server` process per home, on 127.0.0.1, started, found and stopped by its process id.
+"""The embedded Milvus: one Milvus Lite server (`lite_server.py`) per home, on 127.0.0.1, started, found and stopped by its process id.
 
 A server of its own, rather than a library in the caller, lets `feast materialize` write while the ranking service reads.
 """
@@ -23,6 +23,7 @@ from feature_store.home import Home
 HOST: Final = "127.0.0.1"
 POLL_SECONDS: Final = 0.05
 PORTS: Final = range(20_000, 32_000)
+SERVER: Final = "feature_store.lite_server"  # by its name: importing it would import Milvus Lite
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def start(home: Home, *, port: int | None = None, timeout_seconds: float = 60.0)
 
 def _launch(home: Home, port: int, timeout_seconds: float) -> EmbeddedServer:
     log = home.logs / "milvus.log"
-    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(home.milvus_data)]
+    command = [sys.executable, "-m", SERVER, "--data-dir", str(home.milvus_data)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*command, "--host", HOST, "--port", str(port)],
@@ -120,7 +121,7 @@ def _is_ours(pid: int, home: Home) -> bool:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return _lives(pid) and b"milvus_lite" in arguments and str(home.milvus_data).encode() in arguments
+    return _lives(pid) and SERVER.encode() in arguments and str(home.milvus_data).encode() in arguments
 
 
 def _lives(pid: int) -> bool:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from feast import FeatureView, FileSource
+from feast.data_format import ParquetFormat
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
@@ -21,9 +22,9 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
-from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
+from feature_store.feast_online import TriptychOnlineStore, leases_of, ledger_of_config, store_of
 from feature_store.feast_source import NewestRows, Window
-from feature_store.feast_types import is_message, view_schema
+from feature_store.feast_types import MICROSECONDS, is_message, view_schema
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -38,8 +39,6 @@ class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["feature_store.feast_engine.TriptychComputeEngine"] = (
         "feature_store.feast_engine.TriptychComputeEngine"
     )
-    home: str | None = None
-    """Root folder, which holds leases and watermarks; as for the online store."""
     batch_rows: int = 5_000
     """Rows in memory at a time."""
     views_at_once: int = 2
@@ -104,18 +103,19 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core, config = self.online_store.core(self.repo_config), self.repo_config
         schema = view_schema(view)
         core.check_drift(schema)
-        marks, leases = Watermarks(home_of(self.config).leases, store_of(config)), leases_of(config)
+        marks, leases = Watermarks(ledger_of_config(config), store_of(config)), leases_of(config)
         with self.online_store.writer(config, view, distinct=True) as writer:
-            before = core.count_rows(view.name)
+            started, before = leases.now(), core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
-            rows = NewestRows(view, schema, window, self.config.overlap_seconds * 1_000_000)
+            overlap_us = self.config.overlap_seconds * MICROSECONDS
+            rows = NewestRows(view, schema, window, overlap_us, config.repo_path)
             self._stream(writer, view.name, rows, task)
             total = self._verify(writer, view.name, before)
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
                 if window.mark is None:
-                    leases.forget_late(view.name)
+                    leases.forget_late(view.name, started)
         return Loaded(writer.written.stored, writer.written.stale, total)
 
     def _stream(self, writer: ViewWriter, view: str, rows: NewestRows, task: MaterializationTask) -> None:
@@ -163,10 +163,14 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
 
 def _is_columnar(view: FeatureView) -> bool:
-    """Whether the view's rows are those of its Parquet source, with nothing to be computed or turned into Feast's messages in between."""
-    computed = any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations"))
-    as_messages = view.entities == [DUMMY_ENTITY_NAME] or any(is_message(f.dtype) for f in view.features)
-    return isinstance(view.batch_source, FileSource) and not computed and not as_messages
+    """Whether the view's rows are those of local Parquet files, with nothing to be computed or turned into Feast's messages in between."""
+    source = view.batch_source
+    if any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations")):
+        return False
+    if view.entities == [DUMMY_ENTITY_NAME] or any(is_message(feature.dtype) for feature in view.features):
+        return False
+    is_parquet = isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None)
+    return is_parquet and "://" not in source.path
 
 
 def _aware(time: datetime) -> datetime:

@@ -30,6 +30,7 @@ from feature_store.errors import StoreRequestError
 from feature_store.feast_types import entity_id, entity_key, rows_table, value_rows, view_schema
 from feature_store.home import FEAST_YAML_VARIABLE, HOME_VARIABLE, Home, find_home
 from feature_store.lease import Leases
+from feature_store.ledger import ledger_of
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_filters import Filter
 from feature_store.milvus_reply import SearchResult
@@ -59,6 +60,8 @@ class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Database on the server; TRIPTYCH_MILVUS_DB wins."""
     ca_file: str = ""
     """PEM file of the authority that signed the server's certificate; the system's own where left out."""
+    ledger_url: SecretStr = SecretStr("")
+    """PostgreSQL with the leases of writers on several machines; left out: SQLite in the home. TRIPTYCH_LEDGER_URL wins."""
     timeout_seconds: float = 30.0
     channels: int = 1
     """Connections to the server, used in turn."""
@@ -86,7 +89,13 @@ def home_of(config: Any) -> Home:
 
 def leases_of(config: RepoConfig) -> Leases:
     """The leases of a repository's views."""
-    return Leases(home_of(config.online_store).leases)
+    return Leases(ledger_of_config(config))
+
+
+def ledger_of_config(config: RepoConfig) -> Path | str:
+    """Where the leases and watermarks of a repository's views are kept."""
+    settings = config.online_store
+    return ledger_of(home_of(settings), settings.ledger_url.get_secret_value())
 
 
 def store_of(config: RepoConfig) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from feast import FeatureView, FileSource
 from numpy.typing import NDArray
 
+from feature_store.errors import TableError
 from feature_store.feast_types import joined_ids
 from feature_store.milvus_schema import ViewSchema
 from feature_store.schemas import TIMESTAMP, VECTOR
@@ -57,18 +58,20 @@ class NewestRows:
         created_us: latest making time of any row of the source, in or out of the window; None for an empty source.
     """
 
-    def __init__(self, view: FeatureView, schema: ViewSchema, window: Window, overlap_us: int) -> None:
+    def __init__(
+        self, view: FeatureView, schema: ViewSchema, window: Window, overlap_us: int, root: Path | None = None
+    ) -> None:
         source = view.batch_source
         renamed = {new: old for old, new in source.field_mapping.items()}
         self._schema = schema
         self._keys = sorted(entity.name for entity in view.entity_columns)
-        self._event = source.timestamp_field
-        self._created = source.created_timestamp_column or source.timestamp_field
+        event, created = source.timestamp_field, source.created_timestamp_column or source.timestamp_field
+        self._event, self._created = renamed.get(event, event), renamed.get(created, created)
         self._deleted = view.tags.get(DELETED_TAG)
         vector = [schema.vector_field] if schema.vector_field else []
         self._features = {name: renamed.get(name, name) for name in [*schema.fields, *vector]}
         self._stored_keys = [renamed.get(key, key) for key in self._keys]
-        self._files = source_files(source)
+        self._files = source_files(source, root)
         with closing(_database()) as database:
             self._winners, self.created_us = self._select(database, window, overlap_us)
         self.count = int(sum(mask.sum() for mask in self._winners.values()))
@@ -165,14 +168,19 @@ def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(TIMESTAMP, safe=False)
 
 
-def source_files(source: FileSource) -> list[Path]:
-    """The Parquet files of a source as they are now: of a folder and the folders in it, of a pattern, or the one file."""
-    path = Path(source.path)
+def source_files(source: FileSource, root: Path | None = None) -> list[Path]:
+    """The Parquet files of a source as they are now: of a folder and the folders in it, of a pattern, or the one file.
+
+    A relative path is one from `root`, the repository's folder. Raises `TableError` where there is nothing at the path.
+    """
+    path = Path(source.path) if root is None else Path(root) / source.path
     if path.is_dir():
         return sorted(path.glob("**/*.parquet"))
     if "*" in source.path:
-        anchor = Path(path.anchor)
-        return sorted(anchor.glob(str(path.relative_to(anchor))))
+        anchor = Path(path.absolute().anchor)
+        return sorted(anchor.glob(str(path.absolute().relative_to(anchor))))
+    if not path.exists():
+        raise TableError(f"source {source.name} has no file or folder {path}: write it, or mend the source's path")
     return [path]
 
 

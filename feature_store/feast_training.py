@@ -1,13 +1,13 @@
-"""Point-in-time training sets: every label with the version of its item that was true strictly before it, joined by Feast.
+"""The ranker's training sets: every label with the version of its item that was true strictly before it, joined as in `feast_asof.py`.
 
-Feast joins `<=`, so versions are asked for at the instant they begin, and a label at t gets the version that began at t - 1 us or
+Versions are asked for at the instant they begin, that instant included, and a label at t gets the version that began at t - 1 us or
 earlier. Histories are not joined here: they are computed from the events by `history_as_of`, as in serving.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast import FeatureStore
 
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import FeatureStoreError, PointInTimeError
+from feature_store.feast_asof import AsOf
 from feature_store.feast_cli import open_store
 from feature_store.files import replace_folder
 from feature_store.home import Home
@@ -75,9 +77,11 @@ def build_training_set(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     labels = _write_events(temporary, events, versions)
-    with closing(_Join(home)) as joined:
-        _write_items(temporary, joined, versions, list(spaces), progress)
-        users = _write_users(temporary, joined, home, events, text_profile_space, cutoff_us)
+    store = open_store(home)
+    item_views = [view_name("item", space_id) for space_id in spaces]
+    user_views = [view_name("user", text_profile_space)] if text_profile_space is not None else []
+    _write_items(temporary, store, versions, list(spaces), progress)
+    users = _write_users(temporary, store, home, events, text_profile_space, cutoff_us)
     counts = {
         "items": len(np.unique(versions.code)),
         "versions": len(versions),
@@ -88,7 +92,7 @@ def build_training_set(
     }
     meta = {
         "spaces": [asdict(space) for space in described],
-        "feature_views": sorted(joined.views),
+        "feature_views": sorted(["item_profile", *item_views, *user_views]),
         "cutoff_us": cutoff_us,
         "counts": counts,
         "created": datetime.now(UTC).isoformat(),
@@ -104,42 +108,23 @@ def _as_us(cutoff: datetime | int | None) -> int | None:
     return cutoff
 
 
-class _Join:
-    """Feast's point-in-time join, and which views it was asked for."""
-
-    def __init__(self, home: Home) -> None:
-        self._store = open_store(home)
-        self.views: set[str] = set()
-
-    def features(self, key: str, ids: Any, times_us: Any, references: list[str]) -> pa.Table:
-        """The features of `ids` as of `times_us`, one row each, in order; columns are named `<view>__<feature>`."""
-        from feast.errors import FeatureViewNotFoundException
-
-        self.views |= {reference.split(":")[0] for reference in references}
-        times = pd.to_datetime(np.asarray(times_us, np.int64), unit="us", utc=True)
-        asked = pd.DataFrame({"at_row": np.arange(len(ids)), key: np.asarray(ids, object), "event_timestamp": times})
-        try:
-            job = self._store.get_historical_features(asked, references, full_feature_names=True)
-        except FeatureViewNotFoundException as error:
-            raise FeatureStoreError(f"{error}: run `triptych materialize`, which registers views") from error
-        table = job.to_arrow().sort_by("at_row")
-        if table.num_rows != len(ids):
-            raise FeatureStoreError(f"the point-in-time join gave {table.num_rows} rows for {len(ids)}")
-        return table
-
-    @staticmethod
-    def close() -> None:
-        """Close the DuckDB connection that Feast leaves open, since DuckDB complains of it when the process ends."""
-        import ibis
-
-        backend = ibis.options.default_backend
-        if backend is not None:
-            backend.disconnect()
-            ibis.options.default_backend = None
+@contextmanager
+def _as_of(folder: Path, store: FeatureStore, references: list[str]) -> Iterator[AsOf]:
+    """The features at instants, those included; what memory cannot hold is spilled to `folder`. Raises `FeatureStoreError` where they are not registered."""
+    try:
+        joined = AsOf(store, references, strict=False, spill_folder=folder)
+    except PointInTimeError as error:
+        raise FeatureStoreError(f"{error}; `triptych materialize` registers views") from error
+    with closing(joined):
+        yield joined
 
 
 def _write_items(
-    folder: Path, joined: _Join, versions: ItemVersions, spaces: list[str], progress: Callable[[int], None] | None
+    folder: Path,
+    store: FeatureStore,
+    versions: ItemVersions,
+    spaces: list[str],
+    progress: Callable[[int], None] | None,
 ) -> None:
     schema = pa.schema(
         [
@@ -154,22 +139,23 @@ def _write_items(
         ]
     )
     with pq.ParquetWriter(folder / "items.parquet", schema, compression="zstd") as writer:
-        for table in _item_tables(joined, versions, spaces, schema):
-            writer.write_table(table)
-            if progress is not None:
-                progress(table.num_rows)
+        views = [view_name("item", space_id) for space_id in spaces]
+        references = [*(f"item_profile:{name}" for name in PROFILE), *(f"{view}:vector" for view in views)]
+        with _as_of(folder, store, references) as joined:
+            for table in _item_tables(joined, versions, schema):
+                writer.write_table(table)
+                if progress is not None:
+                    progress(table.num_rows)
 
 
-def _item_tables(joined: _Join, versions: ItemVersions, spaces: list[str], schema: pa.Schema) -> Iterator[pa.Table]:
-    views = [view_name("item", space_id) for space_id in spaces]
-    references = [*(f"item_profile:{name}" for name in PROFILE), *(f"{view}:vector" for view in views)]
+def _item_tables(joined: AsOf, versions: ItemVersions, schema: pa.Schema) -> Iterator[pa.Table]:
     for first in range(0, len(versions), ROWS_PER_JOIN):
         rows = np.arange(first, min(first + ROWS_PER_JOIN, len(versions)))
         ids = versions.ids[versions.code[rows]]
-        features = joined.features("item_id", ids, versions.start_us[rows], references)
+        labels = pa.table({"item_id": pa.array(ids, pa.string())})
+        features = joined.features(labels, versions.start_us[rows])
         known = [rows, ids, versions.start_us[rows], versions.end_us[rows]]
-        wanted = [*(f"item_profile__{name}" for name in PROFILE), *(f"{view}__vector" for view in views)]
-        columns = [*(pa.array(column) for column in known), *(features[name] for name in wanted)]
+        columns = [*(pa.array(column) for column in known), *features.columns]
         yield pa.table(columns, names=schema.names).cast(schema)
 
 
@@ -188,15 +174,15 @@ def _write_events(folder: Path, events: pa.Table, versions: ItemVersions) -> int
 
 
 def _write_users(
-    folder: Path, joined: _Join, home: Home, events: pa.Table, space_id: str | None, cutoff_us: int | None
+    folder: Path, store: FeatureStore, home: Home, events: pa.Table, space_id: str | None, cutoff_us: int | None
 ) -> int:
     """Write users and, where asked for, their newest profile vectors before the cutoff and since when; return their number."""
     ids = sorted(set(events["user_id"].to_pylist()) | set(Tables(home).read_users()["user_id"].to_pylist()))
     columns: dict[str, Any] = {"user_id": pa.array(ids, pa.string())}
     if space_id is not None:
-        view = view_name("user", space_id)
         at = np.full(len(ids), (cutoff_us if cutoff_us is not None else now_us()) - 1, np.int64)
-        vectors = joined.features("user_id", ids, at, [f"{view}:vector"])[f"{view}__vector"] if ids else pa.nulls(0)
+        with _as_of(folder, store, [f"{view_name('user', space_id)}:vector"]) as joined:
+            vectors = joined.features(pa.table({"user_id": columns["user_id"]}), at).column(0)
         # Feast does not say since when a value was true; the table does.
         known = Tables(home).embedding_index("user", space_id, before_us=int(at[0]) + 1 if ids else None)
         columns["profile_from_us"] = pa.array([known[i][1] if i in known else None for i in ids], pa.int64())

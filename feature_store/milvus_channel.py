@@ -74,6 +74,7 @@ class MilvusChannel:
         self._credentials = _credentials(ca_file) if ca_file or parsed.scheme == "https" else None
         self._channels = [self._open(grpc) for _ in range(channels)]
         self._stubs = itertools.cycle([milvus_pb2_grpc.MilvusServiceStub(channel) for channel in self._channels])
+        self._upserts = itertools.cycle([_raw_upsert(channel) for channel in self._channels])
         self._async: dict[asyncio.AbstractEventLoop, tuple[Any, Any]] = {}
 
     def __repr__(self) -> str:
@@ -89,6 +90,12 @@ class MilvusChannel:
         timeout = timeout_seconds or self.timeout_seconds
         return getattr(next(self._stubs), method).future(request, timeout=timeout, metadata=self._metadata)
 
+    def start_upsert(self, request: bytes, timeout_seconds: float | None = None) -> Any:
+        """`start` for an UpsertRequest that is encoded already."""
+        return next(self._upserts).future(
+            request, timeout=timeout_seconds or self.timeout_seconds, metadata=self._metadata
+        )
+
     def finish(self, future: Any) -> Any:
         """Wait for a reply. Raises `StoreUnavailable`, `ViewNotFoundError` or `StoreRequestError`."""
         try:
@@ -99,7 +106,13 @@ class MilvusChannel:
 
     def call(self, method: str, request: Any, timeout_seconds: float | None = None) -> Any:
         """Send a request and wait for its reply; raises as `finish` does."""
-        return self.finish(self.start(method, request, timeout_seconds))
+        try:  # A future costs a thread each, which a caller who waits at once can do without.
+            reply = getattr(next(self._stubs), method)(
+                request, timeout=timeout_seconds or self.timeout_seconds, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        return checked(reply)
 
     async def call_async(self, method: str, request: Any) -> Any:
         """`call` on the running event loop."""
@@ -151,6 +164,12 @@ class MilvusChannel:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _raw_upsert(channel: grpc.Channel) -> Any:
+    return channel.unary_unary(
+        "/milvus.proto.milvus.MilvusService/Upsert", response_deserializer=milvus_pb2.MutationResult.FromString
+    )
 
 
 def _without_secrets(uri: str) -> str:

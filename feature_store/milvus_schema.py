@@ -17,6 +17,7 @@ from feature_store.schemas import MAX_ID_BYTES, TIMESTAMP
 
 PROPERTY: Final = "triptych.view"
 FORMAT: Final = 2
+REBUILD_VARIABLE: Final = "TRIPTYCH_REBUILD"
 KEY: Final = "entity_id"
 EVENT: Final = "row_event_us"
 CREATED: Final = "row_created_us"
@@ -124,10 +125,16 @@ class ViewSchema:
             return f"index {self.index} has no parameters {sorted(unknown)}; it has {known}"
         return None
 
-    def search_options(self, k: int) -> dict[str, Any]:
-        """How a search for `k` is made by default: HNSW looks at twice as many candidates, and at 64 or more."""
-        usual = {"ef": max(64, 2 * k)} if self.index == "HNSW" else {}
-        return {**usual, **self.search_params}
+    def search_options(self, k: int, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """How a search for `k` is made: by `params`, else by the view's own, else among twice as many candidates, and 64 or more.
+
+        A number of candidates (`ef`) below `k` is raised to it, since servers refuse to search so.
+        """
+        usual = {} if self.index == "FLAT" else {"ef": max(64, 2 * k)}
+        options = {**usual, **self.search_params, **(params or {})}
+        if isinstance(options.get("ef"), int):
+            options["ef"] = max(options["ef"], k)
+        return options
 
     @property
     def stored_vector(self) -> str:
@@ -156,7 +163,8 @@ class ViewSchema:
         found = data.pop("format", None)
         if found != FORMAT:
             raise SchemaDriftError(
-                f"a view was stored in format {found}, this is {FORMAT}: drop it and materialize it again"
+                f"a view was stored in format {found}, this is {FORMAT}: make it anew with `{REBUILD_VARIABLE}=VIEW feast apply`, and "
+                "materialize it in full"
             )
         return cls(**{**data, "fields": {name: type_of(t) for name, t in data["fields"].items()}})
 
@@ -264,11 +272,11 @@ def check_drift(stored: ViewSchema, wanted: ViewSchema) -> None:
     if not found:
         return
     differences = "; ".join(f"{name}: stored {old!r}, defined {new!r}" for name, (old, new) in found.items())
+    command = f"`{REBUILD_VARIABLE}={wanted.name} feast apply`"
     if is_rebuildable(stored, wanted):
-        remedy = f"`triptych index rebuild {wanted.name}` copies its rows into a new collection and swaps it in"
+        remedy = f"{command} copies its rows into a new collection, which then takes its place"
     else:
         remedy = (
-            f"its rows do not fit the definition: give the view another name, or `triptych index drop {wanted.name}`, "
-            "apply, and materialize it again in full"
+            f"its rows do not fit: give the view another name, or drop them with {command} and materialize it in full"
         )
     raise SchemaDriftError(f"view {wanted.name!r} in Milvus is not what its definition says ({differences}); {remedy}")

@@ -5,6 +5,7 @@ A float vector column of n rows is one block of n * dim little-endian floats on 
 
 import base64
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pymilvus.grpc_gen import common_pb2, schema_pb2
+from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
 from feature_store.errors import RefusedRowsError
 from feature_store.milvus_schema import (
@@ -31,6 +32,7 @@ from feature_store.milvus_schema import (
 from feature_store.schemas import TIMESTAMP
 
 _FIELD_1_PACKED: Final = b"\x0a"
+_LENGTH_DELIMITED: Final = 2  # the wire type
 
 
 def _varint(value: int) -> bytes:
@@ -57,12 +59,6 @@ def floats(message: schema_pb2.FloatArray) -> NDArray[np.float32]:
     return np.frombuffer(raw, "<f4", offset=len(raw) - size) if size else np.empty(0, np.float32)
 
 
-def vector_field(name: str, vectors: NDArray[np.float32]) -> schema_pb2.FieldData:
-    """A vector column [n, dim]."""
-    vector = schema_pb2.VectorField(dim=vectors.shape[1], float_vector=float_array(vectors))
-    return schema_pb2.FieldData(type=Type.FloatVector, field_name=name, vectors=vector)
-
-
 def placeholder_group(vectors: NDArray[np.float32]) -> bytes:
     """Query vectors [q, dim], as a search request wants them."""
     rows = [row.tobytes() for row in np.ascontiguousarray(vectors, "<f4")]
@@ -71,6 +67,7 @@ def placeholder_group(vectors: NDArray[np.float32]) -> bytes:
     return group
 
 
+_SPECIAL: Final = re.compile(r'[\\"\n\r\t]')
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
@@ -81,7 +78,10 @@ def quote(text: str) -> str:
 
 def ids_expression(ids: Sequence[str]) -> str:
     """The expression that picks rows by key."""
-    return f"{KEY} in [{', '.join(quote(i) for i in ids)}]"
+    if _SPECIAL.search("".join(ids)):  # Looked for once, since hardly any id has to be escaped.
+        return f"{KEY} in [{', '.join(quote(i) for i in ids)}]"
+    listed = '", "'.join(ids)
+    return f'{KEY} in ["{listed}"]' if ids else f"{KEY} in []"
 
 
 _SLOTS: Final[Mapping[int, tuple[str, Callable[..., Any]]]] = {
@@ -109,10 +109,33 @@ def _array(name: str, kind: int, rows: Sequence[schema_pb2.ScalarField]) -> sche
     return schema_pb2.FieldData(type=Type.Array, field_name=name, scalars=values)
 
 
-def encode_columns(
-    schema: ViewSchema, keys: list[str], batch: pa.Table, vectors: NDArray[np.float32]
-) -> list[schema_pb2.FieldData]:
-    """All columns of an upsert: `batch` holds `event_timestamp`, `created`, `deleted` and the features, `vectors` is [n, dim].
+def _header(message: Any, field: str, size: int) -> bytes:
+    """What comes before `size` bytes of a field that is a message, a text or packed numbers."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(size)
+
+
+def upsert_request(schema: ViewSchema, keys: list[str], batch: pa.Table, vectors: NDArray[np.float32]) -> bytes:
+    """An UpsertRequest of all columns, on the wire: the vectors [n, dim] are copied once, from where they lie.
+
+    A message's encoding is that of its fields one after another, so the vectors' column is appended to the encoding of the rest. Raises
+    `RefusedRowsError` as `encode_columns` does.
+    """
+    rest = milvus_pb2.UpsertRequest(
+        collection_name=schema.name, fields_data=encode_columns(schema, keys, batch), num_rows=len(keys)
+    )
+    values = np.ascontiguousarray(vectors, "<f4")
+    dim = schema_pb2.VectorField(dim=values.shape[1]).SerializeToString()
+    data = _header(schema_pb2.FloatArray, "data", values.nbytes)
+    floats = _header(schema_pb2.VectorField, "float_vector", len(data) + values.nbytes) + data
+    named = schema_pb2.FieldData(type=Type.FloatVector, field_name=schema.stored_vector).SerializeToString()
+    vector = _header(schema_pb2.FieldData, "vectors", len(dim) + len(floats) + values.nbytes) + dim + floats
+    column = _header(milvus_pb2.UpsertRequest, "fields_data", len(named) + len(vector) + values.nbytes) + named + vector
+    return b"".join([rest.SerializeToString(), column, values.data.cast("B")])
+
+
+def encode_columns(schema: ViewSchema, keys: list[str], batch: pa.Table) -> list[schema_pb2.FieldData]:
+    """All columns of an upsert but the vectors; `batch` holds `event_timestamp`, `created`, `deleted` and the features.
 
     Raises `RefusedRowsError` naming the first row with a text or list that is too long.
     """
@@ -121,7 +144,6 @@ def encode_columns(
         _scalar(EVENT, Type.Int64, batch["event_timestamp"].cast(pa.int64()).to_pylist()),
         _scalar(CREATED, Type.Int64, batch["created"].cast(pa.int64()).to_pylist()),
         _scalar(DELETED, Type.Bool, batch["deleted"].to_pylist()),
-        vector_field(schema.stored_vector, vectors),
     ]
     features = {name: _without_nan(batch[name].combine_chunks()) for name in schema.fields}
     if features:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from feature_store.errors import SchemaDriftError, StoreRequestError
+from feature_store.errors import LateWriteError, SchemaDriftError, StoreRequestError
 from feature_store.lease import Lease
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_reply import block, feature_column
@@ -30,7 +30,7 @@ def rebuild(
     """Copy the view's rows, tombstones too, into a collection as `schema` says and swap it in; return their number.
 
     Features that the stored view lacks are null. `progress` is called with (rows copied, rows in all). Raises `SchemaDriftError`
-    where the rows do not fit, before anything is changed.
+    where the rows do not fit, before anything is changed, and `LeaseError` where the lease was lost: the view stays as it was.
     """
     stored = core.describe_view(schema.name, refresh=True)
     if not is_rebuildable(stored, schema):
@@ -53,6 +53,9 @@ def rebuild(
         )
     lease.check()
     core.rename_view(schema.name, schema.name + OLD)
+    if not lease.confirm():  # Since the check somebody else may have written rows that are not in the copy.
+        core.rename_view(schema.name + OLD, schema.name)
+        raise LateWriteError(f"the lease of view {schema.name} was taken over before the swap: it stays as it was")
     recover(core, schema.name)
     return total
 

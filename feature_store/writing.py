@@ -6,6 +6,7 @@ up and storing overlap. Who may write is the lease's business; what a row looks 
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -13,13 +14,12 @@ import numpy as np
 import pyarrow as pa
 import structlog
 import tenacity
-from pymilvus.grpc_gen import milvus_pb2
 
-from feature_store.errors import LateWriteError, StoreRequestError, StoreUnavailable
+from feature_store.errors import FeatureStoreError, LateWriteError, StoreRequestError, StoreUnavailable
 from feature_store.lease import Lease
 from feature_store.milvus_batch import Batch, prepare
 from feature_store.milvus_schema import CREATED, EVENT, KEY, ViewSchema
-from feature_store.milvus_wire import encode_columns, scalar_values
+from feature_store.milvus_wire import scalar_values, upsert_request
 from feature_store.schemas import Times, as_us, timestamps
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class _Look:
 class _Sent:
     """An upsert under way."""
 
-    request: Any
+    request: bytes
+    rows: int
     future: Any
 
 
@@ -86,6 +87,7 @@ class ViewWriter:
         self._step = max(1, min(WRITE_ROWS_PER_REQUEST, WRITE_BYTES_PER_REQUEST // (4 * self.schema.stored_dim)))
         self._looks: deque[_Look] = deque()
         self._sent: deque[_Sent] = deque()
+        self._is_unsure = False  # whether a request was sent whose outcome is not known
         # Nobody else writes under the lease: of a view that was empty when it was taken, nothing needs to be looked up.
         self._is_empty = distinct and core.count_rows(view) == 0
 
@@ -93,11 +95,11 @@ class ViewWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self.drain()
-        else:
-            self._looks.clear()
-            self._sent.clear()
+        try:
+            if kind is None:
+                self.drain()
+        finally:
+            self._settle()
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
         """Store the rows that are newer than what is there: later `event_timestamp` wins, then later `created`.
@@ -155,33 +157,53 @@ class ViewWriter:
         self.written += Written(len(newer), len(look.batch) - len(newer), new)
         if not len(newer):
             return
-        columns = encode_columns(self.schema, newer.keys, newer.table, newer.vectors)
-        request = milvus_pb2.UpsertRequest(collection_name=self._view, fields_data=columns, num_rows=len(newer))
+        request = upsert_request(self.schema, newer.keys, newer.table, newer.vectors)
         while len(self._sent) >= WRITES_IN_FLIGHT:
             self._finish(self._sent.popleft())
-        self._sent.append(_Sent(request, self._start(request)))
+        self._sent.append(_Sent(request, len(newer), self._start(request)))
 
-    def _start(self, request: Any) -> Any:
+    def _start(self, request: bytes) -> Any:
         timeout = None
         if self._lease is not None:
             self._lease.check()
             timeout = min(self._core.channel.timeout_seconds, self._lease.remaining_seconds())
-        return self._core.channel.start("Upsert", request, timeout)
+        return self._core.channel.start_upsert(request, timeout)
 
     def _finish(self, sent: _Sent) -> None:
         """Wait for an upsert, sending it again where that may help: the same rows a second time change nothing."""
         futures = iter([sent.future])
-        reply = self._retried(lambda: self._core.channel.finish(next(futures, None) or self._start(sent.request)))
-        if reply.upsert_cnt != sent.request.num_rows:
-            raise StoreRequestError(
-                f"view {self._view}: {reply.upsert_cnt} of {sent.request.num_rows} rows were stored"
-            )
+        reply = self._retried(lambda: self._reply(next(futures, None) or self._start(sent.request)))
+        if reply.upsert_cnt != sent.rows:
+            raise StoreRequestError(f"view {self._view}: {reply.upsert_cnt} of {sent.rows} rows were stored")
         self._core.wrote(self._view, reply.timestamp)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """Raise `LateWriteError` where the view was another writer's before the last answer came; that is then remembered."""
         if self._lease is not None and not self._lease.confirm():
             raise LateWriteError(
                 f"the lease of view {self._view} ended while rows were being written, and another writer has it: older rows may "
                 "lie over newer ones. The next materialization of the view is a full one, which mends it"
             )
+
+    def _reply(self, future: Any) -> Any:
+        try:
+            return self._core.channel.finish(future)
+        except StoreUnavailable:
+            self._is_unsure = True  # It may be stored yet, later than what is written next.
+            raise
+
+    def _settle(self) -> None:
+        """Wait for what an error left under way, since the lease is given back next; what may come late is remembered."""
+        self._looks.clear()
+        was_cut_short = bool(self._sent)
+        while self._sent:
+            with suppress(FeatureStoreError):
+                self._reply(self._sent.popleft().future)
+        if self._lease is not None and self._is_unsure:
+            self._lease.remember_late()
+        if was_cut_short:
+            self._confirm()
 
     def _retried(self, call: Callable[[], Any]) -> Any:
         return tenacity.Retrying(

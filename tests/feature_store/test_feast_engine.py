@@ -9,7 +9,14 @@ from milvus_rows import times
 
 from encoders.space import EmbeddingSpace
 from feature_store import embedded
-from feature_store.errors import FeatureStoreError, LeaseError, RefusedRowsError, SchemaDriftError, StoreUnavailable
+from feature_store.errors import (
+    FeatureStoreError,
+    LeaseError,
+    RefusedRowsError,
+    SchemaDriftError,
+    StoreUnavailable,
+    TableError,
+)
 from feature_store.home import Home
 from feature_store.lease import Leases
 from feature_store.milvus_schema import ViewSchema
@@ -178,17 +185,35 @@ def test_only_files_with_a_newest_row_are_read_twice(tables, feast_package, unit
         ],
         source=feast_package.FileSource(path=str(tables.folder("items")), timestamp_field="event_timestamp"),
     )
-    schema = ViewSchema("item_profile", fields={"title": "string", "image": "string"})
+    schema = ViewSchema("item_profile", fields={"title": pa.string(), "image": pa.string()})
     rows = NewestRows(view, schema, Window(now_us()), 0)
-    try:
-        content = stale.read_bytes()
-        footer = int.from_bytes(content[-8:-4], "little") + 8
-        stale.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
-        table = pa.concat_tables(rows.batches(10))
-        assert sorted(table["title"].to_pylist()) == ["c", "new a", "new b"]
-        assert table["image"].to_pylist() == [None, None, None]
-    finally:
-        rows.close()
+    content = stale.read_bytes()
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    stale.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
+    table = pa.concat_tables(rows.batches(10))
+    assert sorted(table["title"].to_pylist()) == ["c", "new a", "new b"]
+    assert table["image"].to_pylist() == [None, None, None]
+
+
+def test_a_mapped_timestamp_and_a_relative_path_are_found(feast_package, tmp_path):
+    """Feast names the timestamp as the mapping leaves it, and paths as seen from the repository."""
+    from feast.types import Int64, String
+
+    from feature_store.feast_source import NewestRows, Window
+
+    table = pa.table({"thing_id": ["a"], "x": [1], "ts": pa.array([1], pa.timestamp("us", "UTC"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = feast_package.FileSource(
+        path="a.parquet", timestamp_field="event_timestamp", field_mapping={"ts": "event_timestamp"}
+    )
+    fields = [feast_package.Field(name="thing_id", dtype=String), feast_package.Field(name="x", dtype=Int64)]
+    entity = feast_package.Entity(name="thing", join_keys=["thing_id"])
+    view = feast_package.FeatureView(name="v", entities=[entity], schema=fields, source=source)
+    schema = ViewSchema("v", fields={"x": pa.int64()}, key="thing_id")
+    rows = NewestRows(view, schema, Window(10), 0, tmp_path)
+    assert pa.concat_tables(rows.batches(5)).select(["thing_id", "x"]).to_pylist() == [{"thing_id": "a", "x": 1}]
+    with pytest.raises(TableError, match="write it, or mend the source's path"):
+        NewestRows(view, schema, Window(10), 0, tmp_path / "elsewhere")
 
 
 def test_a_damaged_checkpoint_does_not_stop_apply(tables, feast_cli, capfd):
