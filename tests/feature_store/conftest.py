@@ -36,5 +36,6 @@ def feast_core(feast_home, core):
 @pytest.fixture(scope="session")
 def standalone_uri(tmp_path_factory):
     """Address of a Milvus standalone server that lives as long as the test run; skipped where its package is not installed."""
-    with standalone_server(tmp_path_factory.mktemp("standalone")) as uri:
+    # Reads of one's own writes wait for Milvus's clock to tick, in milliseconds: tests have many.
+    with standalone_server(tmp_path_factory.mktemp("standalone"), **{"proxy.timeTickInterval": 20}) as uri:
         yield uri

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from known_failures import STOCK
-from stores import stock_store, triptych_store
+from stores import SPARES, stock_store, triptych_store
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ def lite_store(tmp_path_factory, milvus_server):
 def standalone_store(tmp_path_factory, standalone_uri):
     """The plug-in on a standalone server."""
     store = triptych_store("standalone", tmp_path_factory.mktemp("standalone_store"), standalone_uri)
-    yield store.prepared()
+    yield store.prepared(SPARES)
     asyncio.run(store.online.close())
 
 

@@ -172,6 +172,36 @@ SHARED = {
 }
 
 
+TITLE, STOCKED = {"title": types.String}, {"title": types.String, "stock": types.Int64}
+ONE_VECTOR = {"vectors": (vector_field(),)}
+HNSW = {"index": "HNSW", "index_params": '{"M": 8, "efConstruction": 64}', "search_params": '{"ef": 50}'}
+# What tests ask for by `made`, as often as they do: a server makes several views at once in the time of one.
+SPARES = [
+    *[(TITLE, {})] * 2,
+    *[(STOCKED, {})] * 2,
+    *[(TITLE, ONE_VECTOR)] * 4,
+    *[(STOCKED, ONE_VECTOR)] * 2,
+    *[(None, ONE_VECTOR)] * 3,
+    *[(TITLE, {"vectors": (vector_field(metric=metric),)}) for metric in ("IP", "L2")],
+    (TITLE, {"entities": ()}),
+    (TITLE, {"ttl": timedelta(hours=1)}),
+    (TITLE, {"ttl": timedelta(hours=1), **ONE_VECTOR}),
+    (None, {"entities": (NUMBER,), **ONE_VECTOR}),
+    (None, {"entities": (THING, SHOP), **ONE_VECTOR}),
+    (None, {"tags": {"unit_norm": "false"}, **ONE_VECTOR}),
+    (None, {"tags": {"unit_norm": "true"}, "vectors": (vector_field(metric="IP"),)}),
+    (None, {"vectors": (vector_field(metric="L2"),)}),
+    (None, {"tags": HNSW, "vectors": (vector_field(dim=8, metric="IP"),)}),
+    *[(None, {"tags": {"index": index}, "vectors": (vector_field(dim=8),)}) for index in ("FLAT", "HNSW")],
+]
+
+
+def _definition(view):
+    """What tells a view from others, but for its name."""
+    fields = [(f.name, str(f.dtype), f.vector_length, f.vector_search_metric) for f in view.schema]
+    return str((sorted(fields, key=str), view.entities, view.ttl, sorted(view.tags.items()), view.online))
+
+
 @dataclass(frozen=True, repr=False)
 class Store:
     """An online store and the repository configuration under which it is called."""
@@ -181,14 +211,19 @@ class Store:
     online: OnlineStore
     views: dict[str, FeatureView] = field(default_factory=dict)
     """Views that tests share, each with keys of its own, since making a view takes a server seconds; by name in `SHARED`."""
+    spares: dict[str, list[FeatureView]] = field(default_factory=dict)
+    """Views that nobody has used yet, by definition."""
 
     def __repr__(self):
         return self.name
 
-    def prepared(self):
-        """The store with all shared views."""
+    def prepared(self, spares=()):
+        """The store with all shared views, and spare ones."""
         self.views.update((name, view_of(free_name(name), **options)) for name, options in SHARED.items())
-        self.apply(*self.views.values())
+        unused = [view_of(free_name(), fields, **options) for fields, options in spares]
+        for view in unused:
+            self.spares.setdefault(_definition(view), []).append(view)
+        self.apply(*self.views.values(), *unused)
         return self
 
     def apply(self, *views, drop=()):
@@ -198,6 +233,8 @@ class Store:
     def made(self, fields=None, **options):
         """A new view under a name of its own."""
         view = view_of(free_name(), fields, **options)
+        if unused := self.spares.get(_definition(view)):
+            return unused.pop()
         self.apply(view)
         return view
 

@@ -8,27 +8,38 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-import yaml
 
 from feature_store.milvus_core import MilvusCore
 
 # The stock command, several times in one process, since importing Feast takes longer than what it does here.
 FEAST = """
-import json, sys, warnings
+import json, os, sys, warnings
 warnings.simplefilter("ignore")
+import yaml
 from feast.cli.cli import cli
-for arguments in json.loads(sys.argv[1]):
-    cli.main(arguments, standalone_mode=False)
+def run(*arguments):
+    cli.main(list(arguments), standalone_mode=False)
+"""
+# The only change to what `feast init` made: type and address of the online store.
+INIT = """
+run("init", "drivers")
+os.chdir("drivers/feature_repo")
+config = yaml.safe_load(open("feature_store.yaml"))
+config["online_store"] = json.loads(sys.argv[1])
+yaml.safe_dump(config, open("feature_store.yaml", "w"))
+run("plan")
+run("apply")
+run("materialize", *sys.argv[2:4])
+run("materialize-incremental", sys.argv[4])
 """
 READ = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
 from feast import FeatureStore
 store = FeatureStore(repo_path=".")
 names = ["conv_rate", "avg_daily_trips", "driver_metadata", "driver_config", "driver_profile"]
 features = [f"driver_hourly_stats:{name}" for name in names] + ["transformed_conv_rate:conv_rate_plus_val1"]
 rows = [{"driver_id": i, "val_to_add": 1000, "val_to_add_2": 2000} for i in (1004, 9999, 1001)]
 print("READ", json.dumps(store.get_online_features(features, rows).to_dict()))
+run("teardown")
 """
 ROOT = Path(__file__).parents[3]
 
@@ -45,41 +56,25 @@ def run(folder, code, *arguments):
     return done.stdout
 
 
-def feast(folder, *commands):
-    """Run commands of the stock CLI."""
-    return run(folder, FEAST, json.dumps([list(command) for command in commands]))
-
-
-@pytest.fixture
-def repository(tmp_path, milvus_server):
-    """The folder of a repository by `feast init`, with `online_store` changed to the plug-in and nothing else."""
-    feast(tmp_path, ["init", "drivers"])
-    folder = tmp_path / "drivers" / "feature_repo"
-    config = yaml.safe_load((folder / "feature_store.yaml").read_text())
-    config["online_store"] = {"type": "feature_store.feast_online.TriptychOnlineStore", "uri": milvus_server}
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
 @pytest.mark.timeout(400)
-def test_a_repository_by_feast_init_needs_two_lines_changed(repository, milvus_server):
-    """Apply, materialize, materialize-incremental, read and teardown by the stock CLI, maps and structs among the features."""
+def test_a_repository_by_feast_init_needs_two_lines_changed(tmp_path, milvus_server):
+    """Plan, apply, materialize, materialize-incremental, read and teardown by the stock CLI, maps and structs among the features."""
     now = datetime.now(UTC)
-    first, last = ((now - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S") for days in (14, 0))
-    ahead = (now + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S")
-    told = feast(repository, ["plan"], ["apply"], ["materialize", first, last], ["materialize-incremental", ahead])
+    moments = [now - timedelta(days=14), now, now + timedelta(hours=1)]
+    online = {"type": "feature_store.feast_online.TriptychOnlineStore", "uri": milvus_server}
+    told = run(tmp_path, FEAST + INIT, json.dumps(online), *(f"{moment:%Y-%m-%dT%H:%M:%S}" for moment in moments))
     assert "Milvus: driver_hourly_stats: create" in told
     with MilvusCore(milvus_server) as core:
         views = {"driver_hourly_stats", "driver_hourly_stats_fresh", "driver_quality_labels"}
         assert views <= set(core.list_views())
         assert core.count("driver_hourly_stats") == core.count("driver_hourly_stats_fresh") == 5
         assert core.count("driver_quality_labels") == 0
-        told = run(repository, READ + FEAST, json.dumps([["teardown"]]))
-        (line,) = (line for line in told.splitlines() if line.startswith("READ "))
-        read = json.loads(line.removeprefix("READ "))
-        assert read["driver_id"] == [1004, 9999, 1001]
-        for name in ("conv_rate", "avg_daily_trips", "driver_metadata", "driver_config", "driver_profile"):
-            assert [held is None for held in read[name]] == [False, True, False], name
-        assert {type(read[name][0]) for name in ("driver_metadata", "driver_profile")} == {dict}
-        assert read["conv_rate_plus_val1"][0] == pytest.approx(read["conv_rate"][0] + 1000)
+        told = run(tmp_path / "drivers" / "feature_repo", FEAST + READ)
         assert not views & set(core.list_views())
+    (line,) = (line for line in told.splitlines() if line.startswith("READ "))
+    read = json.loads(line.removeprefix("READ "))
+    assert read["driver_id"] == [1004, 9999, 1001]
+    for name in ("conv_rate", "avg_daily_trips", "driver_metadata", "driver_config", "driver_profile"):
+        assert [held is None for held in read[name]] == [False, True, False], name
+    assert {type(read[name][0]) for name in ("driver_metadata", "driver_profile")} == {dict}
+    assert read["conv_rate_plus_val1"][0] == pytest.approx(read["conv_rate"][0] + 1000)

@@ -7,6 +7,7 @@ import pytest
 from pymilvus.grpc_gen import milvus_pb2
 from stores import (
     MISSING,
+    STOCKED,
     THING,
     LabelView,
     Registry,
@@ -27,6 +28,7 @@ from stores import (
 )
 
 from feature_store.errors import FeatureStoreError, SchemaDriftError
+from feature_store.milvus_schema import REBUILD_VARIABLE
 
 THREE = {  # index -> (dim, metric, tags)
     "FLAT": (4, "COSINE", {"index": "FLAT"}),
@@ -58,7 +60,7 @@ def test_views_of_three_dims_metrics_and_indexes_live_in_one_database(store, rng
 def test_an_index_is_built_as_its_tags_say(ours):
     """Kind, metric and build parameters are those that the server reports."""
     _, metric, tags = THREE["HNSW"]
-    view = ours.made(vectors=[vector_field("vector", 8, metric)], tags=tags)
+    view = ours.made(vectors=[vector_field(dim=8, metric=metric)], tags=tags)
     core = ours.online.core(ours.config)
     reply = core.channel.call("DescribeIndex", milvus_pb2.DescribeIndexRequest(collection_name=view.name))
     (described,) = reply.index_descriptions
@@ -71,7 +73,7 @@ def test_an_index_is_built_as_its_tags_say(ours):
 def test_a_view_is_dropped_by_its_exact_name(store):
     """Views whose names begin, continue or end the dropped one's stay, with their rows."""
     base = free_name("item")
-    names = [base, f"{base}_text", f"{base}_v2", f"x_{base}", base.upper()]
+    names = [base, f"{base}_text", f"{base}_v2", f"x_{base}"]
     views = [view_of(name, {"title": types.String}) for name in names]
     store.apply(*views)
     for view in views:
@@ -143,21 +145,21 @@ def test_a_delete_outlives_an_added_feature(lite_store):
     assert lite_store.read(wider, ["a"]) == [MISSING]
 
 
-STORED = {"title": types.String, "stock": types.Int64}
+COPY, EMPTY = "copies its rows", "its rows do not fit"  # what the remedy does with them
 DRIFTS = {
-    "type": ({"title": types.String, "stock": types.Float64}, {}, "fields", "triptych index drop"),
-    "removed": ({"title": types.String}, {}, "fields", "triptych index rebuild"),
-    "dim": (STORED, {"vectors": [vector_field(dim=8)]}, "dim: stored 4, defined 8", "triptych index drop"),
-    "metric": (STORED, {"vectors": [vector_field(metric="L2")]}, "metric: stored 'COSINE', defined 'L2'", "rebuild"),
-    "index": (STORED, {"tags": {"index": "HNSW"}}, "index: stored 'FLAT', defined 'HNSW'", "triptych index rebuild"),
-    "vector": (STORED, {"vectors": [vector_field("other")]}, "vector_field", "triptych index drop"),
+    "type": ({"title": types.String, "stock": types.Float64}, {}, "fields", EMPTY),
+    "removed": ({"title": types.String}, {}, "fields", COPY),
+    "dim": (STOCKED, {"vectors": [vector_field(dim=8)]}, "dim: stored 4, defined 8", EMPTY),
+    "metric": (STOCKED, {"vectors": [vector_field(metric="L2")]}, "metric: stored 'COSINE', defined 'L2'", COPY),
+    "index": (STOCKED, {"tags": {"index": "HNSW"}}, "index: stored 'FLAT', defined 'HNSW'", COPY),
+    "vector": (STOCKED, {"vectors": [vector_field("other")]}, "vector_field", EMPTY),
 }
 
 
 @pytest.fixture
 def drifting(ours):
     """A view with one row."""
-    view = ours.made(STORED, vectors=[vector_field()])
+    view = ours.made(STOCKED, vectors=[vector_field()])
     ours.write(view, row("a", {**title("A"), "stock": value("int64", 1), "vector": vector([1, 0, 0, 0])}))
     return view
 
@@ -170,10 +172,25 @@ def test_drift_fails_naming_it_and_its_remedy_and_changes_nothing(ours, drifting
         definition = changed(drifting, fields, **{"vectors": [vector_field()], **options})
         with pytest.raises(SchemaDriftError) as failed:
             ours.apply(new, definition, drop=[ours.views["titles"]])
-        assert all(text in str(failed.value) for text in (drifting.name, what, remedy))
+        command = f"{REBUILD_VARIABLE}={drifting.name} feast apply"
+        for text in (drifting.name, what, remedy, command):
+            assert text in str(failed.value)
         assert new.name not in ours.collections()
         assert ours.views["titles"].name in ours.collections()
         assert ours.read(drifting, ["a"]) == stored
+
+
+@pytest.mark.parametrize("kind", ["metric", "dim"])
+def test_the_remedy_mends_the_drift(ours, drifting, kind, monkeypatch):
+    """As the error says: rows are copied where they fit, and the view is made anew, empty, where they do not."""
+    fields, options, *_ = DRIFTS[kind]
+    definition = changed(drifting, fields, **{"vectors": [vector_field()], **options})
+    monkeypatch.setenv(REBUILD_VARIABLE, drifting.name)
+    ours.apply(definition)
+    assert titles_of(ours, definition, ["a"]) == ["A" if kind == "metric" else None]
+    dim = 8 if kind == "dim" else 4
+    ours.write(definition, row("b", {**title("B"), "vector": vector([1.0] + [0.0] * (dim - 1))}))
+    assert titles_of(ours, definition, ["b"]) == ["B"]
 
 
 @pytest.mark.parametrize("kind", ["dim", "metric"])
@@ -209,29 +226,29 @@ def planned(ours, capsys, *views, **others):
 
 def test_plan_tells_what_apply_would_do(ours, drifting, capsys):
     """New, unchanged, added to, refused with the reason; nothing is changed by telling."""
-    new = view_of(free_name("new"), STORED, vectors=[vector_field()])
+    new = view_of(free_name("new"), STOCKED, vectors=[vector_field()])
     before = ours.collections()
     assert "create" in planned(ours, capsys, new)[new.name]
     assert planned(ours, capsys, drifting)[drifting.name] == "unchanged"
-    wider = changed(drifting, {**STORED, "more": types.Bool}, vectors=[vector_field()])
+    wider = changed(drifting, {**STOCKED, "more": types.Bool}, vectors=[vector_field()])
     told = planned(ours, capsys, wider)[drifting.name]
     assert "add features" in told
     assert "more" in told
     assert "1 rows" in told
-    narrower = changed(drifting, STORED, vectors=[vector_field(dim=8)])
+    narrower = changed(drifting, STOCKED, vectors=[vector_field(dim=8)])
     assert "dim: stored 4, defined 8" in planned(ours, capsys, narrower)[drifting.name]
     assert ours.collections() == before
-    offline = view_of(free_name("offline"), STORED, online=False)
+    offline = view_of(free_name("offline"), STOCKED, online=False)
     assert planned(ours, capsys, offline) == {}
 
 
 def test_plan_knows_views_of_every_kind(ours, capsys):
     """Stream views and label views are told too."""
-    label = LabelView(name=free_name("label"), entities=[THING], schema=view_of("v", STORED).schema)
+    label = LabelView(name=free_name("label"), entities=[THING], schema=view_of("v", STOCKED).schema)
     stream = StreamFeatureView(
         name=free_name("stream"),
         entities=[THING],
-        schema=view_of("v", STORED).schema,
+        schema=view_of("v", STOCKED).schema,
         source=push_source("pushed"),
         ttl=timedelta(0),
     )
