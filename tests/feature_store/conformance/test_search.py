@@ -299,7 +299,7 @@ def found_by(store, view, where):
 
 
 @given(where=filters)
-@settings(more_examples, max_examples=60)
+@settings(more_examples, max_examples=40)
 def test_filters_find_what_a_plain_program_finds(ours, made, where):
     """Every comparison, on every type, joined by and / or, with nulls, lists and times, on random rows."""
     view, rows = filled(made, ours, "filters", filterable)
