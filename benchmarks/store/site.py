@@ -10,21 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 
+from benchmarks.store import settling
 from benchmarks.store.catalogue import Catalogue
 from benchmarks.store.process import ROOT, Process
 from benchmarks.store.repositories import settings
 from benchmarks.store.standalone import Standalone
 from feature_store.milvus_core import MilvusCore
-
-QUIET_CORES: Final = 0.2
-QUIET_SECONDS: Final = 2.0
-SETTLE_SECONDS: Final = 3_600.0  # an index over a million vectors takes two cores many minutes
-SEALED: Final = 3
-LEAST_INDEXED_ROWS: Final = 1_024  # the server's own: smaller segments are searched without an index
 
 
 @dataclass(frozen=True)
@@ -131,23 +126,8 @@ class Site:
 
     def settled(self, view: str, rows: int) -> float:
         """Wait until every row is served from a sealed segment with its index; seconds that it took."""
-        from pymilvus.grpc_gen import milvus_pb2
-
-        started, request = time.monotonic(), milvus_pb2.GetQuerySegmentInfoRequest(collectionName=view)
-        while True:
-            segments = self.core.channel.call("GetQuerySegmentInfo", request).infos
-            waiting = [
-                s for s in segments if s.state != SEALED or not (s.index_name or s.num_rows < LEAST_INDEXED_ROWS)
-            ]
-            known = sum(s.num_rows for s in segments)
-            if known >= rows and not waiting:
-                break
-            if time.monotonic() - started > SETTLE_SECONDS:
-                raise RuntimeError(f"{view}: {len(waiting)} segments are not indexed after {SETTLE_SECONDS:.0f} s")
-            time.sleep(0.5)
-        self.quiet()
-        taken = time.monotonic() - started
-        self.say(f"{view}: indexed and served from the index {taken:.0f} s after the load, in {len(segments)} segments")
+        taken = settling.settled(self.core, self.server, view, rows)
+        self.say(f"{view}: served from its index {taken:.0f} s after the load")
         return taken
 
     def drop(self, view: str) -> None:
@@ -157,13 +137,7 @@ class Site:
 
     def quiet(self) -> None:
         """Wait until the server has done next to nothing for a while."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < deadline:
-            before = self.server.cpu_seconds()
-            time.sleep(QUIET_SECONDS)
-            if self.server.cpu_seconds() - before < QUIET_CORES * QUIET_SECONDS:
-                return
-        raise RuntimeError(f"the server is not quiet after {SETTLE_SECONDS:.0f} s")
+        settling.quiet(self.server)
 
     def close(self) -> None:
         """Close the connection."""

@@ -102,8 +102,7 @@ class Standalone:
 
     def cpu_seconds(self) -> float:
         """User and system seconds of the server so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_cpu_seconds(self.pid)
 
     def memory_bytes(self) -> dict[str, int]:
         """The server's memory now and at its peak (resident)."""
@@ -121,6 +120,12 @@ class Standalone:
     def __exit__(self, *exc: object) -> None:
         self.stop()
         signal.signal(signal.SIGTERM, self._old_handler)
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def folder_bytes(folder: Path) -> int:
