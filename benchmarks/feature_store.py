@@ -28,9 +28,11 @@ IDS_PER_READ: Final = 500
 HITS: Final = 100
 ID_SETS: Final = 20
 RECALL_QUERIES: Final = 200
-WARM_UP_CALLS: Final = 10
+BURST: Final = 5  # calls by one side before the next one's turn: a side that is asked once at a time never gets warm
 
 Costs = dict[str, dict[str, float]]
+Calls = dict[str, list[dict[str, Any]]]
+Job = Callable[[list[int]], list[dict[str, Any]]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +137,7 @@ def claim_memory(peaks: dict[int, int], record: Record) -> None:
 # ---- read and search -------------------------------------------------------------------------------------------------
 
 
-def read_calls(site: Site, load: Load, calls: int, *, stock: bool = True) -> dict[str, list[dict[str, Any]]]:
+def read_calls(site: Site, load: Load, calls: int, *, stock: bool = True) -> Calls:
     """Reads of the same ids by the core, by a bare Query and, where wanted, by Feast's store, call by call in turn."""
     from benchmarks.store.loads import stock_copy
 
@@ -143,20 +145,24 @@ def read_calls(site: Site, load: Load, calls: int, *, stock: bool = True) -> dic
     with site.worker() as core:
         core.ask("connect", uri=site.server.uri)
         core.ask("prepare_reads", view=load.view, ids=ids)
-        jobs: dict[str, Callable[[int], Any]] = {
-            "triptych": lambda n: core.ask("read_vectors", view=load.view, number=n),
-            "bare": lambda n: core.ask("bare_query", number=n),
+        jobs: dict[str, Job] = {
+            "triptych": lambda n: core.ask("read_vectors", view=load.view, numbers=n),
+            "bare": lambda n: core.ask("bare_query", numbers=n),
         }
         if not stock:
             return in_turn(jobs, calls, ID_SETS)
         with stock_copy(site, load) as (feast, view):
             feast.ask("prepare_reads", view=view, ids=ids)
-            jobs["stock"] = lambda n: feast.ask("get_online_features", view=view, number=n)
+            jobs["stock"] = lambda n: feast.ask("get_online_features", view=view, numbers=n, to_dict=False)
+            jobs["stock_to_dict"] = lambda n: feast.ask("get_online_features", view=view, numbers=n, to_dict=True)
             return in_turn(jobs, calls, ID_SETS)
 
 
-def claim_read(calls: dict[str, list[dict[str, Any]]], record: Record) -> None:
-    """CPU of stock over ours, and wall of ours over the bare Query, by the medians of many calls."""
+def claim_read(calls: Calls, record: Record) -> None:
+    """CPU of stock over ours, and wall of ours over the bare Query, by the medians of many calls.
+
+    Stock's reply is taken as it comes, though ours is a matrix ready for use; what stock takes to make Python lists is a detail.
+    """
     costs = {side: medians(made) for side, made in calls.items()}
     stock, ours, bare = costs["stock"], costs["triptych"], costs["bare"]
     record.claim("read500_cpu_stock_over_ours", stock["cpu_ms"] / ours["cpu_ms"], "ratio", bar=15)
@@ -174,8 +180,8 @@ def search_calls(site: Site, load: Load, calls: int) -> dict[str, Any]:
         core.ask("prepare_searches", view=load.view, queries=str(file), k=HITS, ef=site.ef)
         made: dict[str, Any] = in_turn(
             {
-                "triptych": lambda n: core.ask("search", view=load.view, number=n, k=HITS, ef=site.ef),
-                "bare": lambda n: core.ask("bare_search", number=n),
+                "triptych": lambda n: core.ask("search", view=load.view, numbers=n, k=HITS, ef=site.ef),
+                "bare": lambda n: core.ask("bare_search", numbers=n),
             },
             max(calls, RECALL_QUERIES),
             RECALL_QUERIES,
@@ -200,17 +206,18 @@ def claim_search(calls: dict[str, Any], record: Record) -> None:
     record.note("search100", {**flat({"triptych": ours, "bare": bare}), "recall": calls["recall"], "ef": calls["ef"]})
 
 
-def in_turn(jobs: dict[str, Callable[[int], Any]], calls: int, inputs: int) -> dict[str, list[dict[str, Any]]]:
-    """What each job answered for inputs 0, 1, ...: all jobs have the same input at a time, and take turns in going first."""
+def in_turn(jobs: dict[str, Job], calls: int, inputs: int) -> Calls:
+    """What each job answered for `calls` inputs, in bursts: all have the same inputs, and take turns in going first.
+
+    A first burst of each is not counted.
+    """
     names = list(jobs)
-    for number in range(WARM_UP_CALLS):
-        for name in names:
-            jobs[name](number % inputs)
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for number in range(calls):
+    made: Calls = {name: [] for name in names}
+    for number, first in enumerate(range(-BURST, calls, BURST)):
+        burst = [at % inputs for at in range(first, min(first + BURST, calls))]
         for name in rotated(names, number):
-            made[name].append(jobs[name](number % inputs))
-    return made
+            made[name] += jobs[name](burst)
+    return {name: answers[BURST:] for name, answers in made.items()}
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:

@@ -1,5 +1,7 @@
-"""What goes over the wire: records the requests that a client makes, and sends requests again, bare: bytes made beforehand, nothing decoded
-beyond the message. So the bare call beside ours asks the server for exactly what ours asked it for.
+"""What goes over the wire: records the requests that a client makes, and sends them again, bare.
+
+A bare request is bytes made beforehand, and its reply is not decoded beyond the message: it asks the server for exactly what ours
+asked it for, and does nothing else.
 """
 
 import threading

@@ -99,24 +99,32 @@ class Worker:
         if self._core is not None:
             self._made["Query"] = [self._recorded("Query", lambda core, i=i: core.read_vectors(view, i)) for i in ids]
 
-    def read_vectors(self, view: str, number: int) -> dict[str, float]:
-        """The core's own read."""
+    def read_vectors(self, view: str, numbers: list[int]) -> list[dict[str, float]]:
+        """The core's own reads."""
+        return [self._read(view, self._ids[number]) for number in numbers]
+
+    def _read(self, view: str, ids: list[str]) -> dict[str, float]:
         with clocked() as usage:
-            _, present, _ = self._core.read_vectors(view, self._ids[number])
-        expect(int(present.sum()), len(self._ids[number]), "vectors read")
+            _, present, _ = self._core.read_vectors(view, ids)
+        expect(int(present.sum()), len(ids), "vectors read")
         return asdict(usage)
 
-    def bare_query(self, number: int) -> dict[str, float]:
-        """The same request, without the core."""
-        return self._replay("Query", number)
+    def bare_query(self, numbers: list[int]) -> list[dict[str, float]]:
+        """The same requests, without the core."""
+        return [self._replay("Query", number) for number in numbers]
 
-    def get_online_features(self, view: str, number: int) -> dict[str, float]:
-        """Feast's read of the same ids; its reply is left as it comes."""
-        rows = [{"item_id": i} for i in self._ids[number]]
+    def get_online_features(self, view: str, numbers: list[int], *, to_dict: bool) -> list[dict[str, float]]:
+        """Feast's reads of the same ids; a reply is left as it comes, or made into Python lists, which Feast's users work with."""
+        return [self._online(view, self._ids[number], to_dict=to_dict) for number in numbers]
+
+    def _online(self, view: str, ids: list[str], *, to_dict: bool) -> dict[str, float]:
+        rows = [{"item_id": i} for i in ids]
         with clocked() as usage:
             reply = self._store.get_online_features([f"{view}:vector"], rows)
+            if to_dict:
+                reply.to_dict()
         values = reply.proto.results[1].values
-        expect(sum(len(value.float_list_val.val) > 0 for value in values), len(rows), "vectors read")
+        expect(sum(len(value.float_list_val.val) > 0 for value in values), len(ids), "vectors read")
         return asdict(usage)
 
     # Searching
@@ -128,15 +136,18 @@ class Worker:
             self._recorded("Search", lambda core, q=q: search(core, view, q, k, ef)) for q in self._queries
         ]
 
-    def search(self, view: str, number: int, k: int, ef: int) -> dict[str, Any]:
-        """The core's own search; the ids that it found."""
+    def search(self, view: str, numbers: list[int], k: int, ef: int) -> list[dict[str, Any]]:
+        """The core's own searches; the ids that each found."""
+        return [self._search(view, self._queries[number], k, ef) for number in numbers]
+
+    def _search(self, view: str, query: Any, k: int, ef: int) -> dict[str, Any]:
         with clocked() as usage:
-            found = search(self._core, view, self._queries[number], k, ef)
+            found = search(self._core, view, query, k, ef)
         return {**asdict(usage), "ids": list(found.ids[0])}
 
-    def bare_search(self, number: int) -> dict[str, float]:
-        """The same request, without the core."""
-        return self._replay("Search", number)
+    def bare_search(self, numbers: list[int]) -> list[dict[str, float]]:
+        """The same requests, without the core."""
+        return [self._replay("Search", number) for number in numbers]
 
     def _recorded(self, method: str, call: Callable[[Any], Any]) -> bytes:
         from benchmarks.store.wire import Recorder
