@@ -40,7 +40,8 @@ class Catalogue:
         """(number of the first row, vectors [n, dim]), block by block."""
         for block in range(-(-self.rows // BLOCK_ROWS)):
             first = block * BLOCK_ROWS
-            yield first, self._vectors(block, min(BLOCK_ROWS, self.rows - first))
+            # A whole block is drawn and then cut, since what is drawn depends on how much is.
+            yield first, self._vectors(block, BLOCK_ROWS)[: self.rows - first]
 
     def queries(self, count: int) -> NDArray[np.float32]:
         """Vectors [count, dim] from the same distribution that are not in the catalogue."""
