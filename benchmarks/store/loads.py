@@ -7,7 +7,7 @@ repository; the number of rows stored is checked afterwards, and the view is dro
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 from benchmarks.store.catalogue import Catalogue
 from benchmarks.store.process import Process
@@ -56,7 +56,8 @@ class Loads:
             process.ask("prepare_upserts", folder=str(self._requests), view=view)
             self.site.quiet()
             cost: dict[str, float] = process.ask("bare_upsert", view=view, in_flight=self.shape["in_flight"])
-        return self._finish(view, cost)
+        self._finish(view)
+        return cost
 
     def triptych(self) -> dict[str, float]:
         """`store.materialize` with this project's plug-ins."""
@@ -72,13 +73,13 @@ class Loads:
             process.ask("apply", view=view, source=str(self._source), dim=self.site.dim)
             self.site.quiet()
             cost: dict[str, float] = process.ask("materialize", view=view)
-        return self._finish(collection(side, view), cost)
+        self._finish(collection(side, view))
+        return cost
 
-    def _finish(self, view: str, cost: Any = None) -> Any:
+    def _finish(self, view: str) -> None:
         self.site.check_rows(view, self.catalogue.rows)
         self.site.drop(view)
         self.site.quiet()
-        return cost
 
 
 def collection(side: str, view: str) -> str:

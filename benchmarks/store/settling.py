@@ -34,17 +34,20 @@ def quiet(server: Server) -> None:
     raise RuntimeError(f"the server is not quiet after {SETTLE_SECONDS:.0f} s")
 
 
-def settled(core: MilvusCore, server: Server, view: str, rows: int) -> float:
+def settled(core: MilvusCore, server: Server, view: str, rows: int, *, flat: bool = False) -> float:
     """Wait until every row of `view` is served from a sealed segment with its index, and for quiet; seconds that it took.
 
-    For standalone and distributed servers: Milvus Lite does not tell of its segments.
+    For standalone and distributed servers: Milvus Lite does not tell of its segments. A FLAT index (`flat`) is the rows themselves, and
+    is never named.
     """
     from pymilvus.grpc_gen import milvus_pb2
 
     started, request = time.monotonic(), milvus_pb2.GetQuerySegmentInfoRequest(collectionName=view)
     while True:
         segments = core.channel.call("GetQuerySegmentInfo", request).infos
-        waiting = [s for s in segments if s.state != SEALED or not (s.index_name or s.num_rows < LEAST_INDEXED_ROWS)]
+        waiting = [
+            s for s in segments if s.state != SEALED or not (flat or s.index_name or s.num_rows < LEAST_INDEXED_ROWS)
+        ]
         if sum(s.num_rows for s in segments) >= rows and not waiting:
             break
         if time.monotonic() - started > SETTLE_SECONDS:

@@ -40,13 +40,13 @@ def weigh(server: Any, catalogue: Catalogue, index: str) -> Weighed:
         empty, empty_disk = server.memory_bytes()["now"], server.disk_bytes()
         with MilvusCore(server.uri, timeout_seconds=120.0) as core:
             load_seconds = fill(core, catalogue, index)
-            settle_seconds = settle(core, server, catalogue.rows)
+            settle_seconds = settle(core, server, catalogue.rows, index)
         peak, disk = server.memory_bytes()["peak"], server.disk_bytes()
         server.stop()
         server.start()
         with MilvusCore(server.uri, timeout_seconds=120.0) as core:
             core.load(VIEW)
-            settle(core, server, catalogue.rows)
+            settle(core, server, catalogue.rows, index)
             core.search(VIEW, catalogue.queries(1), 10)
         serving = server.memory_bytes()["now"]
     log = disk["log"] - empty_disk["log"]
@@ -65,10 +65,10 @@ def fill(core: MilvusCore, catalogue: Catalogue, index: str) -> float:
     return time.monotonic() - started
 
 
-def settle(core: MilvusCore, server: Any, rows: int) -> float:
+def settle(core: MilvusCore, server: Any, rows: int, index: str) -> float:
     """Wait for the index, where the server tells of it, and for quiet; seconds."""
     if isinstance(server, Standalone):
-        return settled(core, server, VIEW, rows)
+        return settled(core, server, VIEW, rows, flat=index == "FLAT")
     started = time.monotonic()
     quiet(server)
     return time.monotonic() - started
