@@ -51,7 +51,8 @@ def per_item(weighed: Weighed, catalogue: Catalogue) -> dict[str, float]:
     """Bytes per item, and as multiples of the vector's own bytes."""
     vector = 4 * catalogue.dim
     sizes = {
-        "disk": weighed.disk_bytes / catalogue.rows,
+        "disk": (weighed.rows_bytes + weighed.index_bytes) / catalogue.rows,
+        "disk_index": weighed.index_bytes / catalogue.rows,
         "log": weighed.log_bytes / catalogue.rows,
         "memory": weighed.memory_bytes / catalogue.rows,
         "peak_memory": weighed.peak_bytes / catalogue.rows,

@@ -19,12 +19,13 @@ SERVERS: Final[Mapping[str, Callable[[Path], Any]]] = {"standalone": Standalone,
 
 @dataclass(frozen=True)
 class Weighed:
-    """Bytes of one view: on disk without the message log, of that log, in a server that serves it, and at the peak of the load.
+    """Bytes of one view: rows, index and message log on disk, in a server that serves it, and at the peak of the load.
 
     Memory is above that of an empty server (`empty_bytes`).
     """
 
-    disk_bytes: int
+    rows_bytes: int
+    index_bytes: int
     log_bytes: int
     memory_bytes: int
     peak_bytes: int
@@ -49,9 +50,9 @@ def weigh(server: Any, catalogue: Catalogue, index: str) -> Weighed:
             settle(core, server, catalogue.rows, index)
             core.search(VIEW, catalogue.queries(1), 10)
         serving = server.memory_bytes()["now"]
-    log = disk["log"] - empty_disk["log"]
+    grown = {kind: disk[kind] - empty_disk[kind] for kind in disk}
     return Weighed(
-        disk["all"] - empty_disk["all"] - log, log, serving - empty, peak - empty, empty, load_seconds, settle_seconds
+        grown["rows"], grown["index"], grown["log"], serving - empty, peak - empty, empty, load_seconds, settle_seconds
     )
 
 

@@ -183,7 +183,8 @@ def test_sizes_can_be_chosen():
 def test_bytes_are_given_per_item_and_per_byte_of_vector():
     """A view of 10 vectors of 25 values, 1,000 bytes of floats."""
     weighed = sizing.Weighed(
-        disk_bytes=2_000,
+        rows_bytes=1_200,
+        index_bytes=800,
         log_bytes=500,
         memory_bytes=1_500,
         peak_bytes=3_000,
