@@ -34,7 +34,7 @@ def settings(side: str, folder: Path, uri: str, dim: int, ef: int, stock_batch_r
         return {
             **common,
             "online_store": {"type": "feature_store.feast_online.TriptychOnlineStore", "home": home},
-            "batch_engine": {"type": "feature_store.feast_engine.TriptychComputeEngine", "home": home},
+            "batch_engine": {"type": "feature_store.feast_engine.TriptychComputeEngine"},
         }
     address = urlparse(uri)
     return {

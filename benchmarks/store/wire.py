@@ -34,7 +34,7 @@ class Recorder(grpc.UnaryUnaryClientInterceptor):
         if method is None:
             return continuation(client_call_details, request)
         with self._lock:
-            self.requests.append((method, request.SerializeToString()))
+            self.requests.append((method, request if isinstance(request, bytes) else request.SerializeToString()))
             self._in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
         call = continuation(client_call_details, request)

@@ -168,10 +168,7 @@ class Worker:
 
 def search(core: Any, view: str, query: Any, k: int, ef: int) -> Any:
     """The core's search at a stated `ef`."""
-    import inspect
-
-    takes = "params" in inspect.signature(core.search).parameters
-    return core.search(view, query, k, **({"params": {"ef": ef}} if takes else {}))
+    return core.search(view, query, k, params={"ef": ef})
 
 
 def expect(found: int, wanted: int, what: str) -> None:
