@@ -13,8 +13,8 @@ A source is a hub id, a folder (from the file's own), or `bundled`; the options 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +51,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
 _COMMON_OPTIONS: Final[Mapping[str, type]] = dict.fromkeys(
     ("source", "slug", "device", "dtype", "revision", "whitening"), str
 )
-_OPTIONS: Final[Mapping[str, Mapping[str, type]]] = {
+OPTIONS: Final[Mapping[str, Mapping[str, type]]] = {
     "text": {
         **_COMMON_OPTIONS,
         "compile": bool,
@@ -68,19 +68,62 @@ _KINDS: Final[Mapping[type, str]] = {str: "text", bool: "true or false", int: "a
 
 @dataclass(frozen=True)
 class Encoders:
-    """The encoders in use, at most one per modality. Each knows its space at once and loads its model on first use."""
+    """The encoders in use. Each knows its space at once and loads its model on first use.
+
+    Attributes:
+        text, image, audio: the modality's own encoder, if there is one.
+        more: others beside those, such as the next version of one.
+        options: by space id, what makes the encoder again (`encoders.recorded`), as far as it is known.
+    """
 
     text: "TextEncoder | None" = None
     image: "ImageEncoder | None" = None
     audio: "AudioEncoder | None" = None
+    more: "tuple[Encoder, ...]" = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def all(self) -> "list[Encoder]":
+        """Every encoder: in the order text, image, audio, then those beside them."""
+        return [encoder for encoder in (self.text, self.image, self.audio, *self.more) if encoder is not None]
 
     @property
     def spaces(self) -> list[EmbeddingSpace]:
-        """The spaces, in the order text, image, audio."""
-        return [encoder.space for encoder in self._present()]
+        """The spaces, in the order of `all`."""
+        return [encoder.space for encoder in self.all]
+
+    @property
+    def texts(self) -> "list[TextEncoder]":
+        """Every text encoder, the modality's own first."""
+        from encoders.text import TextEncoder
+
+        return [encoder for encoder in self.all_of("text") if isinstance(encoder, TextEncoder)]
+
+    def all_of(self, modality: str) -> "list[Encoder]":
+        """Every encoder of a modality, its own one first."""
+        return [encoder for encoder in self.all if encoder.space.modality == modality]
+
+    def joined(self, encoder: "Encoder", options: Mapping[str, Any]) -> "Encoders":
+        """These and another one: its modality's own where there is none yet, else beside it. One whose space is there changes nothing."""
+        space = encoder.space
+        if any(there.space_id == space.space_id for there in self.spaces):
+            return self
+        known = {**self.options, space.space_id: options}
+        if self.by_modality(space.modality) is None:
+            own: dict[str, Any] = {space.modality: encoder}
+            return replace(self, options=known, **own)
+        return replace(self, options=known, more=(*self.more, encoder))
+
+    def without(self, space_ids: Collection[str]) -> "Encoders":
+        """These without the encoders of some spaces; the first of `more` takes the place of its modality's own."""
+        kept = Encoders()
+        for encoder in self.all:
+            if encoder.space.space_id not in space_ids:
+                kept = kept.joined(encoder, self.options.get(encoder.space.space_id, {}))
+        return kept
 
     def by_modality(self, modality: str) -> "Encoder | None":
-        """The modality's encoder, if there is one."""
+        """The modality's own encoder, if there is one."""
         if modality not in MODALITIES:
             raise ProfileError(f"modality {modality!r} must be one of {', '.join(MODALITIES)}")
         encoder: Encoder | None = getattr(self, modality)
@@ -92,7 +135,7 @@ class Encoders:
         Raises:
             EncoderError: none is loaded.
         """
-        for encoder in self._present():
+        for encoder in self.all:
             if encoder.space.space_id == space_id:
                 return encoder
         loaded = ", ".join(space.space_id for space in self.spaces) or "none"
@@ -105,13 +148,10 @@ class Encoders:
             EncoderError: the space has no text side.
         """
         encoder = self.by_space(space_id)
-        if encoder is self.audio:
+        if encoder.space.modality == "audio":
             raise EncoderError(f"space {space_id} takes no text queries; give a sound, or search a text or image space")
         query: Callable[[Sequence[str]], Vectors] = encoder.encode_query  # type: ignore[union-attr]
         return query
-
-    def _present(self) -> "list[Encoder]":
-        return [encoder for encoder in (self.text, self.image, self.audio) if encoder is not None]
 
 
 def load_profile(name_or_path: str | Path | None = None, modalities: Iterable[str] = MODALITIES) -> Encoders:
@@ -128,9 +168,11 @@ def load_profile(name_or_path: str | Path | None = None, modalities: Iterable[st
     wanted = set(modalities)
     if unknown := wanted.difference(MODALITIES):
         raise ProfileError(f"modalities {sorted(unknown)} must be among {', '.join(MODALITIES)}")
-    choices = _read_choices(name_or_path or os.environ.get(PROFILE_VARIABLE) or BUNDLED)
-    built: dict[str, Any] = {name: _build(name, options) for name, options in choices.items() if name in wanted}
-    return Encoders(**built)
+    loaded = Encoders()
+    for modality, options in read_choices(name_or_path).items():
+        if modality in wanted:
+            loaded = loaded.joined(build_encoder(modality, options), options)
+    return loaded
 
 
 def profile_spaces(name_or_path: str | Path | None = None) -> list[EmbeddingSpace]:
@@ -138,7 +180,8 @@ def profile_spaces(name_or_path: str | Path | None = None) -> list[EmbeddingSpac
     return load_profile(name_or_path).spaces
 
 
-def _build(modality: str, options: Mapping[str, Any]) -> "Encoder":
+def build_encoder(modality: str, options: Mapping[str, Any]) -> "Encoder":
+    """An encoder from its constructor's arguments; raises `EncoderError` where they make none."""
     if modality == "text":
         from encoders.text import TextEncoder
 
@@ -152,8 +195,9 @@ def _build(modality: str, options: Mapping[str, Any]) -> "Encoder":
     return AudioEncoder(**options)
 
 
-def _read_choices(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
-    """Constructor arguments per modality."""
+def read_choices(name_or_path: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """Constructor arguments per modality, of the same profiles as `load_profile` takes. Raises `ProfileError`."""
+    name_or_path = name_or_path or os.environ.get(PROFILE_VARIABLE) or BUNDLED
     if isinstance(name_or_path, str) and name_or_path in PROFILES:
         return {modality: dict(options) for modality, options in PROFILES[name_or_path].items()}
     path = Path(name_or_path).expanduser()
@@ -175,28 +219,38 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
         raise ProfileError(f"profile {path} must map some of {', '.join(MODALITIES)} to their encoders")
     if unknown := [str(name) for name in data if name not in MODALITIES]:
         raise ProfileError(f"profile {path} names {', '.join(unknown)}; there are {', '.join(MODALITIES)}")
-    return {modality: _read_entry(path, modality, entry) for modality, entry in data.items() if entry is not None}
+    return {
+        modality: _read_entry(f"profile {path}", path.parent, modality, entry)
+        for modality, entry in data.items()
+        if entry is not None
+    }
 
 
-def _read_entry(path: Path, modality: str, entry: Any) -> dict[str, Any]:
+def _read_entry(where: str, folder: Path, modality: str, entry: Any) -> dict[str, Any]:
     options = {"source": entry} if isinstance(entry, str) else entry
     if not isinstance(options, dict) or options.get("source") is None:
-        raise ProfileError(f"profile {path}: {modality} must be a source, or a mapping with a source")
-    if unknown := set(options) - set(_OPTIONS[modality]):
-        known = ", ".join(sorted(_OPTIONS[modality]))
-        raise ProfileError(
-            f"profile {path}: {modality} has unknown options {sorted(map(str, unknown))}; known: {known}"
-        )
+        raise ProfileError(f"{where}: {modality} must be a source, or a mapping with a source")
+    return checked_options(where, folder, modality, options)
+
+
+def checked_options(where: str, folder: Path, modality: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's options if they are known and of the right kinds, folders and files from `folder` as absolute paths.
+
+    Raises:
+        ProfileError: one is not; `where` says whose options they are.
+    """
+    if unknown := set(options) - set(OPTIONS[modality]):
+        known = ", ".join(sorted(OPTIONS[modality]))
+        raise ProfileError(f"{where}: {modality} has unknown options {sorted(map(str, unknown))}; known: {known}")
     options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
-        if not _is_a(value, _OPTIONS[modality][name]):
-            raise ProfileError(
-                f"profile {path}: {modality}'s {name} must be {_KINDS[_OPTIONS[modality][name]]}, not {value!r}"
-            )
-    if options["source"] != BUNDLED and (folder := path.parent / str(options["source"])).is_dir():
-        options["source"] = folder
+        if not _is_a(value, OPTIONS[modality][name]):
+            raise ProfileError(f"{where}: {modality}'s {name} must be {_KINDS[OPTIONS[modality][name]]}, not {value!r}")
+    source = folder / Path(options["source"]).expanduser()
+    if options["source"] != BUNDLED and source.is_dir():
+        options["source"] = str(source.absolute())
     if "whitening" in options:
-        options["whitening"] = path.parent / str(options["whitening"])
+        options["whitening"] = str((folder / Path(options["whitening"]).expanduser()).absolute())
     return options
 
 

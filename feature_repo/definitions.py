@@ -4,7 +4,6 @@ Everything here follows from the root folder: the spaces in its `spaces.yaml`, a
 that lives in this folder, and nothing heavy is imported.
 """
 
-import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Array, Float32, Float64, Int64, String
 
 from feature_store.home import find_home
+from feature_store.pins import Pins, read_pins
 from feature_store.spaces import SpaceEntry, embeddings_folder, read_entries, view_name
 
 HOME = find_home()
@@ -62,22 +62,19 @@ def _embedding_view(entry: SpaceEntry) -> FeatureView:
     return _view(entry.view, entry.entity, folder, [vector], tags)
 
 
-def _manifest(file: Path) -> tuple[str, list[str]] | None:
-    """(model_id, space ids) of a checkpoint; None, with a warning, for a damaged one, which must not stop the others."""
-    try:
-        manifest = json.loads(file.read_text())
-        return str(manifest["model_id"]), [str(space_id) for space_id in manifest["space_ids"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"warning: no service for the damaged checkpoint {file}: {error!r}", file=sys.stderr)
-        return None
+def _readable(pins: Pins) -> bool:
+    """Whether the checkpoint's manifest could be read; a damaged one is warned of, and must not stop the others."""
+    if pins.error:
+        print(f"warning: no service for the damaged checkpoint {pins.model_id}: {pins.error}", file=sys.stderr)
+    return not pins.error
 
 
-def _model_service(model_id: str, space_ids: list[str], views: dict[str, FeatureView]) -> FeatureService:
-    spaces = [*space_ids, f"fused_{model_id}"]
+def _model_service(pins: Pins, views: dict[str, FeatureView]) -> FeatureService:
+    spaces = [*pins.space_ids.values(), f"fused_{pins.model_id}"]
     names = [view_name(entity, space_id) for space_id in spaces for entity in ENTITIES]
     wanted = [views[name] for name in names if name in views]
     features = [item_profile, user_history, *wanted]
-    return FeatureService(name=f"ranker_{model_id}", features=features, tags={"model_id": model_id})
+    return FeatureService(name=f"ranker_{pins.model_id}", features=features, tags={"model_id": pins.model_id})
 
 
 item_profile = _view(
@@ -109,13 +106,11 @@ user_history = _view(
     {},
 )
 
+# A retired space gives no view: `feast apply` drops its collection, and its table stays.
 EMBEDDING_VIEWS = {entry.view: _embedding_view(entry) for entry in read_entries(HOME)}
 ITEM_VIEWS = [view for name, view in EMBEDDING_VIEWS.items() if name.startswith("item_")]
 SERVICES = {
-    f"ranker_{file.parent.name}": _model_service(*manifest, EMBEDDING_VIEWS)
-    for file in sorted(HOME.models.glob("*/manifest.json"))
-    if not file.parent.name.startswith(".")  # being written
-    and (manifest := _manifest(file)) is not None
+    f"ranker_{pins.model_id}": _model_service(pins, EMBEDDING_VIEWS) for pins in read_pins(HOME) if _readable(pins)
 }
 
 catalogue = FeatureService(

@@ -3,6 +3,7 @@
 FeatureStoreError
 ├── HomeError             the root folder cannot be made
 ├── SpaceRegistryError    spaces.yaml is unreadable, or a space contradicts the one registered under its id
+│   └── SpaceInUseError   a space cannot be retired, since models pin it
 ├── TableError            rows that an offline table refuses, or a part that cannot be read
 ├── PointInTimeError      labels, or features asked for, that cannot be joined
 ├── StoreUnavailable      Milvus does not answer, or nobody has started it
@@ -11,7 +12,8 @@ FeatureStoreError
 ├── SchemaDriftError      a view in Milvus is not what its definition says
 ├── RefusedRowsError      rows that the online store refuses: null key, NaN, wrong norm, wrong dim
 ├── IndexReportError      a view whose index cannot be measured: it has no vector, or too few rows
-└── LeaseError            another writer holds the view or took it over, or leases cannot be kept
+├── LedgerError           the SQL database of leases and watermarks cannot be used
+└── LeaseError            another writer holds the view, or took it over
     └── LateWriteError    rows were written after the lease was lost: the view must be materialized again in full
 """
 
@@ -26,6 +28,18 @@ class HomeError(FeatureStoreError):
 
 class SpaceRegistryError(FeatureStoreError):
     """The list of embedding spaces cannot be used as it is."""
+
+
+class SpaceInUseError(SpaceRegistryError):
+    """Models pin the space.
+
+    Attributes:
+        models: their names.
+    """
+
+    def __init__(self, message: str, models: list[str]) -> None:
+        super().__init__(message)
+        self.models = models
 
 
 class TableError(FeatureStoreError):
@@ -74,6 +88,10 @@ class RefusedRowsError(FeatureStoreError):
 
 class IndexReportError(FeatureStoreError):
     """A view's index cannot be measured as asked."""
+
+
+class LedgerError(FeatureStoreError):
+    """The SQL database of leases and watermarks cannot be reached, or is of another kind."""
 
 
 class LeaseError(FeatureStoreError):

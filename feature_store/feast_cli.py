@@ -53,10 +53,11 @@ def materialize(
     `progress` is called with (view, rows done, rows in all); without it Feast shows bars of its own.
     """
     from feature_store.connection import store_name
+    from feature_store.ledger import ledger_of
     from feature_store.watermarks import Watermarks
 
     if full:
-        Watermarks(home.leases, store_name()).forget(PROJECT)
+        Watermarks(ledger_of(home), store_name()).forget(PROJECT)
     with _inside(home):
         store = open_store(home)
         engine = store._get_provider().batch_engine  # noqa: SLF001 - Feast has no public way to its engine

@@ -4,7 +4,6 @@ An incremental load goes by when rows were made (`created`), so that backfills a
 An explicit `feast materialize START END` goes by valid time. Sources that are not Parquet files are left to Feast's own engine.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from feast import FeatureView, FileSource
 from feast.data_format import ParquetFormat
+from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
@@ -22,9 +22,9 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
-from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
+from feature_store.feast_online import TriptychOnlineStore, leases_of, ledger_of_config, store_of
 from feature_store.feast_source import NewestRows, Window
-from feature_store.feast_types import MICROSECONDS, view_schema
+from feature_store.feast_types import MICROSECONDS, is_message, view_schema
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -39,8 +39,6 @@ class TriptychComputeEngineConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["feature_store.feast_engine.TriptychComputeEngine"] = (
         "feature_store.feast_engine.TriptychComputeEngine"
     )
-    home: str | None = None
-    """Root folder, which holds leases and watermarks; as for the online store."""
     batch_rows: int = 5_000
     """Rows in memory at a time."""
     views_at_once: int = 2
@@ -105,9 +103,9 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core, config = self.online_store.core(self.repo_config), self.repo_config
         schema = view_schema(view)
         core.check_drift(schema)
-        marks, leases = Watermarks(home_of(self.config).leases, store_of(config)), leases_of(config)
+        marks, leases = Watermarks(ledger_of_config(config), store_of(config)), leases_of(config)
         with self.online_store.writer(config, view, distinct=True) as writer:
-            started, before = time.time(), core.count_rows(view.name)
+            started, before = leases.now(), core.count_rows(view.name)
             is_whole = before == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
             overlap_us = self.config.overlap_seconds * MICROSECONDS
@@ -165,13 +163,14 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
 
 
 def _is_columnar(view: FeatureView) -> bool:
-    """Whether the view's rows are those of local Parquet files, with nothing to be computed in between."""
+    """Whether the view's rows are those of local Parquet files, with nothing to be computed or turned into Feast's messages in between."""
     source = view.batch_source
     if any(getattr(view, name, None) for name in ("feature_transformation", "udf", "aggregations")):
         return False
-    if not isinstance(source, FileSource) or not isinstance(source.file_format, ParquetFormat | None):
+    if view.entities == [DUMMY_ENTITY_NAME] or any(is_message(feature.dtype) for feature in view.features):
         return False
-    return "://" not in source.path and bool(view.entity_columns)
+    is_parquet = isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None)
+    return is_parquet and "://" not in source.path
 
 
 def _aware(time: datetime) -> datetime:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from feast import Entity, FeatureView, RepoConfig
+from feast import Entity, FeatureView, LabelView, RepoConfig, StreamFeatureView
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.protos.feast.core.Registry_pb2 import Registry
@@ -23,13 +23,14 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 from numpy.typing import NDArray
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from feature_store.connection import connect, milvus_uri, store_name
 from feature_store.errors import StoreRequestError
 from feature_store.feast_types import entity_id, entity_key, rows_table, value_rows, view_schema
 from feature_store.home import FEAST_YAML_VARIABLE, HOME_VARIABLE, Home, find_home
 from feature_store.lease import Leases
+from feature_store.ledger import ledger_of
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_filters import Filter
 from feature_store.milvus_reply import SearchResult
@@ -49,7 +50,7 @@ class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["feature_store.feast_online.TriptychOnlineStore"] = "feature_store.feast_online.TriptychOnlineStore"
     home: str | None = None
     """Root folder, relative to the repository, which holds writers' leases; found as the `triptych` command finds it where left out."""
-    uri: str = ""
+    uri: str = Field("", repr=False)  # it may hold a password
     """`http://host:port` or, for TLS, `https://host:port`; left out: the Milvus that `triptych up` started for the home."""
     token: SecretStr = SecretStr("")
     """`user:password` or an API key; TRIPTYCH_MILVUS_TOKEN wins."""
@@ -59,6 +60,8 @@ class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Database on the server; TRIPTYCH_MILVUS_DB wins."""
     ca_file: str = ""
     """PEM file of the authority that signed the server's certificate; the system's own where left out."""
+    ledger_url: SecretStr = SecretStr("")
+    """PostgreSQL with the leases of writers on several machines; left out: SQLite in the home. TRIPTYCH_LEDGER_URL wins."""
     timeout_seconds: float = 30.0
     channels: int = 1
     """Connections to the server, used in turn."""
@@ -86,7 +89,13 @@ def home_of(config: Any) -> Home:
 
 def leases_of(config: RepoConfig) -> Leases:
     """The leases of a repository's views."""
-    return Leases(home_of(config.online_store).leases)
+    return Leases(ledger_of_config(config))
+
+
+def ledger_of_config(config: RepoConfig) -> Path | str:
+    """Where the leases and watermarks of a repository's views are kept."""
+    settings = config.online_store
+    return ledger_of(home_of(settings), settings.ledger_url.get_secret_value())
 
 
 def store_of(config: RepoConfig) -> str:
@@ -140,7 +149,7 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
     ) -> None:
         """Create what is missing, add what can be added, drop by exact name. Raises `SchemaDriftError` before anything is changed."""
         core, leases = self.core(config), leases_of(config)
-        wanted = [view_schema(view) for view in tables_to_keep if isinstance(view, FeatureView) and view.online]
+        wanted = [view_schema(view) for view in tables_to_keep if getattr(view, "online", True)]  # label views too
         existing = core.list_views()
         changes = [change_of(core, schema, existing) for schema in wanted]
         with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
@@ -151,8 +160,12 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
     def plan(self, config: RepoConfig, desired_registry_proto: Registry) -> list[Any]:
         """Print what `feast apply` would change in Milvus; Feast itself shows only what its own stores would."""
         core = self.core(config)
-        protos = [*desired_registry_proto.feature_views, *desired_registry_proto.stream_feature_views]
-        views = [FeatureView.from_proto(proto) for proto in protos]
+        registry = desired_registry_proto
+        views = [
+            *map(FeatureView.from_proto, registry.feature_views),
+            *map(StreamFeatureView.from_proto, registry.stream_feature_views),
+            *map(LabelView.from_proto, registry.label_views),
+        ]
         existing = core.list_views()
         for view in views:
             if view.online:

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 from feast.protos.feast.types import Value_pb2
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.types import Array, PrimitiveFeastType
+from feast.types import Array, ComplexFeastType, PrimitiveFeastType, Set
 from numpy.typing import NDArray
 
 from feature_store.errors import RefusedRowsError, SchemaDriftError
@@ -57,25 +58,54 @@ _LISTS: Final = {
     "double": Value_pb2.DoubleList,
     "unix_timestamp": Value_pb2.Int64List,
 }
+_SETS: Final = {
+    "string": Value_pb2.StringSet,
+    "uuid": Value_pb2.StringSet,
+    "time_uuid": Value_pb2.StringSet,
+    "decimal": Value_pb2.StringSet,
+    "bytes": Value_pb2.BytesSet,
+    "bool": Value_pb2.BoolSet,
+    "int32": Value_pb2.Int32Set,
+    "int64": Value_pb2.Int64Set,
+    "float": Value_pb2.FloatSet,
+    "double": Value_pb2.DoubleSet,
+    "unix_timestamp": Value_pb2.Int64Set,
+}
+_MESSAGES: Final = frozenset(
+    (PrimitiveFeastType.MAP, PrimitiveFeastType.SCALAR_MAP, PrimitiveFeastType.ZONED_TIMESTAMP)
+)
+# Slots of Feast's message whose values are stored as that message.
+_MESSAGE_SLOTS: Final = frozenset(
+    f"{slot}_val"
+    for slot in ("map", "map_list", "struct", "struct_list", "list", "set", "scalar_map", "zoned_timestamp")
+)
 KEY_SEPARATOR: Final = "\x1f"
+# Id of the one row of a view without entities: Feast's own is the empty text, which is no id.
+NO_ENTITY: Final[str] = DUMMY_ENTITY_ID
 _KEY_ESCAPES: Final = (("\\", "\\\\"), (KEY_SEPARATOR, "\\x"))
 MICROSECONDS: Final = 1_000_000
 
 
 def _known(dtype: Any) -> tuple[pa.DataType, str]:
-    """Arrow type and slot of a Feast type, of a list's values for a list."""
-    base = dtype.base_type if isinstance(dtype, Array) else dtype
+    """Arrow type and slot of a Feast type, of a list's or set's values for a list or set."""
+    base = dtype.base_type if isinstance(dtype, Array | Set) else dtype
     if base not in _TYPES:
-        raise SchemaDriftError(
-            f"features of type {dtype} cannot be stored online; there are {', '.join(t.name for t in _TYPES)} and lists of them"
-        )
+        raise SchemaDriftError(f"features of type {dtype} cannot be stored online")
     return _TYPES[base]
+
+
+def is_message(dtype: Any) -> bool:
+    """Whether values of a Feast type (maps, structs, lists of lists, times with a zone) are stored as Feast's own messages."""
+    base = dtype.base_type if isinstance(dtype, Array | Set) else dtype
+    return isinstance(base, ComplexFeastType) or base in _MESSAGES
 
 
 def arrow_type(dtype: Any) -> pa.DataType:
     """Arrow type of a Feast type. Raises `SchemaDriftError` for the types that the store does not keep."""
+    if is_message(dtype):
+        return pa.binary()
     arrow, _ = _known(dtype)
-    return pa.list_(arrow) if isinstance(dtype, Array) else arrow
+    return pa.list_(arrow) if isinstance(dtype, Array | Set) else arrow
 
 
 def view_schema(view: FeatureView) -> ViewSchema:
@@ -88,7 +118,8 @@ def view_schema(view: FeatureView) -> ViewSchema:
     check_name(view.name)
     if wrong := [c.name for c in view.entity_columns if c.dtype not in _KEY_TYPES]:
         raise SchemaDriftError(f"join keys {wrong} of view {view.name} must be strings, integers or UUIDs")
-    ttl_us = view.ttl // timedelta(microseconds=1) if view.ttl else None
+    ttl: timedelta | None = getattr(view, "ttl", None)  # on-demand views have none
+    ttl_us = ttl // timedelta(microseconds=1) if ttl else None
     vectors = [f for f in view.features if f.vector_index]
     scalars = {f.name: arrow_type(f.dtype) for f in view.features if not f.vector_index}
     if not vectors:
@@ -124,6 +155,8 @@ def _json_tag(view: FeatureView, name: str) -> dict[str, Any]:
 
 def entity_id(key: EntityKey) -> str:
     """The store's id of an entity key: its value as text; several values are joined by U+001F in the order of their names."""
+    if not set(key.join_keys) - {DUMMY_ENTITY_ID}:  # Feast names it when it reads, and names nothing when it writes
+        return NO_ENTITY
     values = dict(zip(key.join_keys, key.entity_values, strict=True))
     texts = [str(getattr(values[name], values[name].WhichOneof("val") or "string_val")) for name in sorted(values)]
     return texts[0] if len(texts) == 1 else KEY_SEPARATOR.join(map(_escaped, texts))
@@ -149,6 +182,8 @@ def joined_ids(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
 def entity_key(view: FeatureView, key: str) -> EntityKey:
     """The inverse of `entity_id`."""
     columns = sorted(view.entity_columns, key=lambda column: column.name)
+    if key == NO_ENTITY and [column.name for column in columns] == [DUMMY_ENTITY_ID]:
+        key = DUMMY_ENTITY_VAL
     parts = [key] if len(columns) == 1 else key.split(KEY_SEPARATOR)
     texts = parts if len(columns) == 1 else [_unescaped(part) for part in parts]
     slots = [_TYPES[column.dtype][1] for column in columns]
@@ -169,19 +204,24 @@ def to_value(value: Any, dtype: Any) -> Value:
     """A feature's value as Feast's message; None is the message without a value. Timestamps lose what is below a second."""
     if value is None:
         return Value()
+    if is_message(dtype):
+        return Value.FromString(value)
     slot = _known(dtype)[1]
     in_seconds = slot == "unix_timestamp"
-    if isinstance(dtype, Array):
+    if isinstance(dtype, Array | Set):
         items = [v // MICROSECONDS for v in value] if in_seconds else value
-        return Value(**{f"{slot}_list_val": _LISTS[slot](val=items)})
+        kind, message = ("set", _SETS[slot]) if isinstance(dtype, Set) else ("list", _LISTS[slot])
+        return Value(**{f"{slot}_{kind}_val": message(val=items)})
     return Value(**{f"{slot}_val": value // MICROSECONDS if in_seconds else value})
 
 
 def from_value(value: Value, arrow: pa.DataType) -> Any:
     """The inverse of `to_value`, with timestamps as microseconds."""
     which = value.WhichOneof("val")
-    if which is None:
+    if which in {None, "null_val"}:
         return None
+    if which in _MESSAGE_SLOTS:
+        return value.SerializeToString(deterministic=True)
     content = getattr(value, which)
     seconds = which.startswith("unix_timestamp")
     if pa.types.is_list(arrow):

@@ -1,4 +1,4 @@
-"""Leases: one writer per view at a time, in SQLite beside the registry, since Milvus has no conditional upsert.
+"""Leases: one writer per view at a time, in the ledger, since Milvus has no conditional upsert.
 
 Each lease carries a fencing token that only grows. A writer that was paused beyond its lease finds that out before its next write, and
 one that was paused in the middle of a write after it: such a late write is remembered, so that the next load mends the view, and so is a
@@ -8,43 +8,38 @@ lease that ended without being given back (`docs/decisions/014-one-writer-per-vi
 import math
 import os
 import socket
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from feature_store.errors import LeaseError
+from feature_store.errors import LeaseError, LedgerError
+from feature_store.ledger import Ledger, run
 
 LEASE_SECONDS: Final = 60.0
-_TABLE: Final = "CREATE TABLE IF NOT EXISTS leases (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token INTEGER NOT NULL, expires REAL NOT NULL)"
-_LATE: Final = (
-    "CREATE TABLE IF NOT EXISTS late_marks (view TEXT PRIMARY KEY, token INTEGER NOT NULL, noted REAL NOT NULL)"
-)
 LATE_SECONDS: Final = 60.0  # for which a server may still have a request that was given up: the longest deadline, twice
 RENEWED_AFTER: Final = 1 / 3  # of the lease's length
+POLL_SECONDS: Final = 0.05
 _TAKE: Final = """
-    INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, :expires)
-    ON CONFLICT (view) DO UPDATE SET owner = :owner, token = token + 1, expires = :expires WHERE expires < :now
-    RETURNING token
+    INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, {now} + :seconds)
+    ON CONFLICT (view) DO UPDATE SET owner = excluded.owner, token = leases.token + 1, expires = excluded.expires
+    WHERE leases.expires < {now} RETURNING token
 """
 # Not given back: its owner was killed or is paused, and a write of it may arrive yet.
 _ABANDONED: Final = """
-    INSERT OR REPLACE INTO late_marks SELECT view, token, :now FROM leases WHERE view = :view AND expires > 0 AND expires < :now
+    INSERT INTO late_marks SELECT view, token, {now} FROM leases WHERE view = :view AND expires > 0 AND expires < {now}
+    ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
 """
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")
+_RENEW: Final = """
+    UPDATE leases SET expires = {now} + :seconds WHERE view = :view AND owner = :owner AND token = :token RETURNING token
+"""
+_EXPIRE: Final = "UPDATE leases SET expires = 0 WHERE view = :view AND owner = :owner AND token = :token"
+_LATE: Final = """
+    INSERT INTO late_marks VALUES (:view, :token, {now})
+    ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
+"""
 
 
 class Lease:
@@ -94,45 +89,28 @@ class Lease:
 
 
 class Leases:
-    """All leases of one home, in the SQLite file at `path`."""
+    """All leases of one ledger: the SQLite file at `where`, or the database of that URL."""
 
-    def __init__(self, path: Path, lease_seconds: float = LEASE_SECONDS) -> None:
-        self.path = path
+    def __init__(self, where: Path | str, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.where = where
         self.lease_seconds = lease_seconds
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """The open file. Raises `LeaseError` where it cannot be read or written: on a full disk nobody may write a view."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=30.0, isolation_level=None)) as db:
-                db.execute(_TABLE)
-                db.execute(_LATE)
-                yield db
-        except (sqlite3.OperationalError, OSError) as error:
-            raise LeaseError(
-                f"the writers' leases in {self.path} cannot be kept ({error}): no view is written"
-            ) from error
+        self._ledger = Ledger(where)
 
     def take(self, view: str, wait_seconds: float = 0.0) -> Lease:
         """Take the view's lease, waiting for another writer at most `wait_seconds`. Raises `LeaseError` naming who has it."""
         owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         deadline = time.monotonic() + wait_seconds
         while True:
-            with self._connection() as db:
-                now, taken = time.time(), time.monotonic()
-                asked = {"view": view, "owner": owner, "now": now, "expires": now + self.lease_seconds}
-                with _transaction(db):
-                    db.execute(_ABANDONED, asked)
-                    row = db.execute(_TAKE, asked).fetchone()
-                if row is not None:
-                    return Lease(self, view, owner, int(row[0]), taken)
-                holder = db.execute("SELECT owner FROM leases WHERE view = ?", (view,)).fetchone()
+            taken = time.monotonic()
+            with self._ledger.transaction() as connection:
+                run(connection, _ABANDONED, view=view)
+                row = run(connection, _TAKE, view=view, owner=owner, seconds=self.lease_seconds)
+                holder = run(connection, "SELECT owner FROM leases WHERE view = :view", view=view)
+            if row is not None:
+                return Lease(self, view, owner, int(row[0]), taken)
             if time.monotonic() >= deadline:
-                raise LeaseError(
-                    f"view {view} is being written by {holder[0] if holder else 'somebody'}: try again when it is done"
-                )
-            time.sleep(0.05)
+                raise LeaseError(f"view {view} is being written by {holder[0]}: try again when it is done")
+            time.sleep(POLL_SECONDS)
 
     @contextmanager
     def hold(self, view: str, wait_seconds: float = 0.0) -> Iterator[Lease]:
@@ -141,37 +119,34 @@ class Leases:
         try:
             yield lease
         finally:
-            with suppress(LeaseError):  # One that cannot be given back runs out.
+            with suppress(LedgerError):  # One that cannot be given back runs out.
                 lease.release()
 
     def renew(self, view: str, owner: str, token: int) -> bool:
         """Extend a lease that is still the owner's, even one that has run out with nobody taking over."""
-        return self._set_expiry(view, owner, token, time.time() + self.lease_seconds)
+        asked = {"view": view, "owner": owner, "token": token, "seconds": self.lease_seconds}
+        return self._ledger.run(_RENEW, **asked) is not None
 
-    def expire(self, view: str, owner: str, token: int) -> bool:
+    def expire(self, view: str, owner: str, token: int) -> None:
         """End a lease now."""
-        return self._set_expiry(view, owner, token, 0.0)
-
-    def _set_expiry(self, view: str, owner: str, token: int, expires: float) -> bool:
-        statement = "UPDATE leases SET expires = ? WHERE view = ? AND owner = ? AND token = ?"
-        with self._connection() as db:
-            return db.execute(statement, (expires, view, owner, token)).rowcount == 1
+        self._ledger.run(_EXPIRE, view=view, owner=owner, token=token)
 
     def remember_late(self, view: str, token: int) -> None:
         """Note that rows may have been stored under a lease that had been lost."""
-        with self._connection() as db:
-            db.execute("INSERT OR REPLACE INTO late_marks VALUES (?, ?, ?)", (view, token, time.time()))
+        self._ledger.run(_LATE, view=view, token=token)
 
     def has_late(self, view: str) -> bool:
         """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
-        with self._connection() as db:
-            return db.execute("SELECT 1 FROM late_marks WHERE view = ?", (view,)).fetchone() is not None
+        return self._ledger.run("SELECT 1 FROM late_marks WHERE view = :view", view=view) is not None
 
     def forget_late(self, view: str, load_started: float | None = None) -> None:
-        """Note that the view was loaded in full, from `load_started` on (seconds since 1970; left out: whatever was noted is mended).
+        """Note that the view was loaded in full, from `load_started` on (`now`; left out: whatever was noted is mended).
 
         What was noted less than `LATE_SECONDS` before that stays noted: such a write may have come after the load had looked.
         """
         until = math.inf if load_started is None else load_started - LATE_SECONDS
-        with self._connection() as db:
-            db.execute("DELETE FROM late_marks WHERE view = ? AND noted < ?", (view, until))
+        self._ledger.run("DELETE FROM late_marks WHERE view = :view AND noted < :until", view=view, until=until)
+
+    def now(self) -> float:
+        """The ledger's own clock, in seconds since 1970."""
+        return float(self._ledger.run("SELECT {now}")[0])

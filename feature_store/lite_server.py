@@ -1,7 +1,7 @@
 """Milvus Lite's server, made to keep what it has acknowledged: through kills, full disks and writes at the same time.
 
 Milvus Lite 3.2.2 has no lock around writes, drops rows whose checkpoint failed, and stops reading its log at a record that was cut short.
-Each override here says what it mends (`docs/decisions/015-the-embedded-server-is-guarded.md`). Run as
+Each override here says what it mends (`docs/decisions/017-the-embedded-server-is-guarded.md`). Run as
 `python -m feature_store.lite_server --data-dir D --port P`; `embedded.py` starts and stops it.
 """
 

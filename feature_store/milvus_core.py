@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFoundError
+from feature_store.heap import keep_large_buffers
 from feature_store.lease import Lease
 from feature_store.milvus_channel import INDEX_EXISTS, NOT_LOADED, MilvusChannel
 from feature_store.milvus_filters import Filter, expression
 from feature_store.milvus_reply import (
     SearchResult,
-    feature_column,
-    live_rows,
+    columns_in_order,
     pairs,
     record_batch,
     search_result,
@@ -58,6 +58,7 @@ class MilvusCore:
 
     def __init__(self, uri: str, **connection: Any) -> None:
         """`connection` holds what `MilvusChannel` takes: credentials, database, CA file, timeout, number of channels."""
+        keep_large_buffers()
         self.channel = MilvusChannel(uri, **connection)
         self._schemas: dict[str, ViewSchema] = {}
         self._written_at: dict[str, int] = {}  # Milvus's own timestamps, by which this process reads its own writes
@@ -194,7 +195,7 @@ class MilvusCore:
         """
         schema = self.describe_view(view)
         names = list(dict.fromkeys([EVENT, DELETED, *stored_names(schema, fields)]))
-        return _columns_in_order(schema, ids, fields, self._query_ids(view, ids, names, strong=strong))
+        return columns_in_order(schema, ids, fields, self._query_ids(view, ids, names, strong=strong))
 
     async def read_columns_async(self, view: str, ids: Sequence[str], fields: Sequence[str]) -> dict[str, list[Any]]:
         """`read_columns` on the running event loop."""
@@ -202,7 +203,7 @@ class MilvusCore:
         names = list(dict.fromkeys([EVENT, DELETED, *stored_names(schema, fields)]))
         requests = self.id_requests(view, ids, names, strong=False)
         replies = await asyncio.gather(*(self._query_async(view, request) for request in requests))
-        return _columns_in_order(schema, ids, fields, replies)
+        return columns_in_order(schema, ids, fields, replies)
 
     def scan(self, view: str, fields: Sequence[str] = (), batch: int = 4_096) -> Iterator[pa.RecordBatch]:
         """All live rows in batches, ordered by id: the view's key, `event_timestamp`, and the features or vector asked for."""
@@ -349,7 +350,10 @@ class MilvusCore:
         )
 
     def _query_ids(self, view: str, ids: Sequence[str], fields: Sequence[str], *, strong: bool) -> list[dict[str, Any]]:
-        waiting = [self.start_query(view, r) for r in self.id_requests(view, ids, fields, strong=strong)]
+        requests = self.id_requests(view, ids, fields, strong=strong)
+        if len(requests) == 1:
+            return [self._query(view, requests[0])]
+        waiting = [self.start_query(view, request) for request in requests]
         return [wait() for wait in waiting]
 
     def start_query(self, view: str, request: milvus_pb2.QueryRequest) -> Callable[[], dict[str, Any]]:
@@ -366,7 +370,7 @@ class MilvusCore:
         return lambda: _by_name(self._loaded(view, send))
 
     def _query(self, view: str, request: milvus_pb2.QueryRequest) -> dict[str, Any]:
-        return self.start_query(view, request)()
+        return _by_name(self._loaded(view, lambda: self.channel.call("Query", request)))
 
     async def _describe_async(self, view: str) -> ViewSchema:
         known = self._schemas.get(view)
@@ -408,17 +412,3 @@ class MilvusCore:
 
 def _by_name(reply: Any) -> dict[str, Any]:
     return {data.field_name: data for data in reply.fields_data}
-
-
-def _columns_in_order(
-    schema: ViewSchema, ids: Sequence[str], fields: Sequence[str], replies: Sequence[Mapping[str, Any]]
-) -> dict[str, list[Any]]:
-    """Values of each of `fields` in the order of `ids`, None where missing."""
-    rows: dict[str, list[Any]] = {}
-    for reply in replies:
-        columns = [feature_column(schema, reply, name) for name in fields]
-        keys, live = scalar_values(reply[KEY]), live_rows(schema, reply).tolist()
-        rows.update((key, row) for key, is_live, *row in zip(keys, live, *columns, strict=True) if is_live)
-    nothing = [None] * len(fields)
-    found = [rows.get(i, nothing) for i in ids]
-    return {name: [row[at] for row in found] for at, name in enumerate(fields)}

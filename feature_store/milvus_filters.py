@@ -5,11 +5,14 @@ that shape. Null is neither equal nor unequal to a value, as in SQL; a compariso
 """
 
 import base64
-import math
+import itertools
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from feature_store.errors import StoreRequestError
@@ -21,6 +24,9 @@ _OPERATORS: Final[Mapping[str, str]] = {"eq": "==", "ne": "!=", "gt": ">", "gte"
 _ORDERED: Final = ("gt", "gte", "lt", "lte")
 COMPARISONS: Final = (*_OPERATORS, "in", "nin")
 MAX_DEPTH: Final = 32
+_INT64_MIN: Final = f"{-(2**63) + 1} - 1"  # Milvus reads the sign and the number apart, and that number would not fit
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 
 
 class Comparison(Protocol):
@@ -47,7 +53,7 @@ def expression(schema: ViewSchema, where: Filter, depth: int = 0) -> str:
     Raises `StoreRequestError` naming a feature that the view does not have, a value that is not of its type, or an unknown comparison.
     """
     if isinstance(where, str):
-        return where
+        return _whole(where)
     if depth > MAX_DEPTH:
         raise StoreRequestError(f"a filter of view {schema.name} is nested more than {MAX_DEPTH} deep")
     kind, parts = _get(where, "type"), _get(where, "filters")
@@ -60,6 +66,15 @@ def expression(schema: ViewSchema, where: Filter, depth: int = 0) -> str:
     if kind not in COMPARISONS:
         raise StoreRequestError(f"a filter's comparison must be one of {', '.join(COMPARISONS)}, not {kind!r}")
     return _comparison(schema, str(_get(where, "key")), str(kind), _get(where, "value"))
+
+
+def _whole(text: str) -> str:
+    """An expression that the caller wrote. Raises `StoreRequestError` where it would end the one that it is put into."""
+    bare = _QUOTED.sub("", text)
+    depths = list(itertools.accumulate((c == "(") - (c == ")") for c in bare))
+    if any(c in bare for c in "\"'") or min(depths, default=0) < 0 or depths[-1:] not in ([], [0]):
+        raise StoreRequestError(f"a filter's parentheses and quotes must match: {text!r}")
+    return text
 
 
 def _get(where: Any, name: str) -> Any:
@@ -92,8 +107,11 @@ def _field(schema: ViewSchema, key: str) -> tuple[str, pa.DataType]:
 
 def _clause(field: str, arrow: pa.DataType, kind: str, value: Any) -> str:
     if kind in {"in", "nin"}:
-        negation = "not " if kind == "nin" else ""
-        return f"{negation}({field} in [{', '.join(_literal(field, arrow, v) for v in _several(field, value))}])"
+        values = [_literal(field, arrow, v) for v in _several(field, value)]
+        clauses = [f"{field} in [{', '.join(v for v in values if v != _INT64_MIN)}]"]
+        if _INT64_MIN in values:  # it is an expression, which a list cannot hold
+            clauses.append(f"{field} == {_INT64_MIN}")
+        return f"{'not ' if kind == 'nin' else ''}({' or '.join(clauses)})"
     if kind in _ORDERED and (pa.types.is_boolean(arrow) or pa.types.is_binary(arrow)):
         raise StoreRequestError(f"{field!r} is of type {arrow}, which has no order for {kind!r}")
     return f"{field} {_OPERATORS[kind]} {_literal(field, arrow, value)}"
@@ -101,12 +119,14 @@ def _clause(field: str, arrow: pa.DataType, kind: str, value: Any) -> str:
 
 def _list_clause(field: str, arrow: pa.DataType, kind: str, value: Any) -> str:
     """Of a list, `eq` and `ne` ask whether it holds the value, `in` and `nin` whether it holds any of the values."""
-    negation = "not " if kind in {"ne", "nin"} else ""
-    if kind in {"eq", "ne"}:
-        return f"{negation}array_contains({field}, {_literal(field, arrow.value_type, value)})"
-    if kind in {"in", "nin"}:
-        values = ", ".join(_literal(field, arrow.value_type, v) for v in _several(field, value))
-        return f"{negation}array_contains_any({field}, [{values}])"
+    if kind not in _ORDERED:
+        held = _several(field, value) if kind in {"in", "nin"} else [value]
+        literals = [_literal(field, arrow.value_type, v) for v in held]
+        if _INT64_MIN in literals:
+            raise StoreRequestError(f"Milvus cannot look for {-(2**63)} in the list {field!r}")
+        # Not `array_contains`, in which not every server takes negative numbers; and a list of no values is an error there.
+        clause = f"array_contains_any({field}, [{', '.join(literals)}])" if literals else f"({KEY} in [])"
+        return f"not {clause}" if kind in {"ne", "nin"} else clause
     raise StoreRequestError(
         f"{field!r} is a list, which has no order for {kind!r}; eq, ne, in and nin ask what it holds"
     )
@@ -128,9 +148,16 @@ def _literal(field: str, arrow: pa.DataType, value: Any) -> str:
         return quote(base64.b64encode(value).decode())
     if pa.types.is_timestamp(arrow) and isinstance(value, datetime):
         return str(int(as_us([value if value.tzinfo else value.replace(tzinfo=UTC)], 1)[0]))
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if pa.types.is_integer(arrow) and is_number and value == int(value):
-        return str(int(value))
-    if pa.types.is_floating(arrow) and is_number:
-        return repr(float(value))
+    number = _number(arrow, value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if number is not None:
+        return number
     raise StoreRequestError(f"a filter compares {field!r}, which is {arrow}, with {value!r}")
+
+
+def _number(arrow: pa.DataType, value: float) -> str | None:
+    """A number as a literal, None where the feature's type does not have it."""
+    if pa.types.is_integer(arrow) and -(2**63) <= value < 2**63 and value == int(value):
+        return _INT64_MIN if value == -(2**63) else str(int(value))
+    if pa.types.is_float32(arrow) and abs(value) <= _FLOAT32_MAX:
+        return repr(float(np.float32(value)))  # servers compare as float32 or as float64: this is the same in both
+    return repr(float(value)) if pa.types.is_float64(arrow) and abs(value) <= sys.float_info.max else None

@@ -71,16 +71,35 @@ def vectors_in_order(
     schema: ViewSchema, ids: Sequence[str], replies: Sequence[Mapping[str, Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
     """Vectors [n, dim], present [n] and event times us [n] of `ids`, whatever the order and number of replies."""
-    keys = [key for reply in replies for key in scalar_values(reply[KEY])]
-    at = {key: row for row, key in enumerate(keys)}
+    at = {key: row for row, key in enumerate(key for reply in replies for key in scalar_values(reply[KEY]))}
     rows = np.asarray([at.get(i, -1) for i in ids], np.int64)
     present = np.concatenate([*(live_rows(schema, r) for r in replies), np.zeros(1, np.bool_)])[rows]
-    out = np.zeros((len(ids), schema.stored_dim), np.float32)
-    event_us = np.zeros(len(ids), np.int64)
-    if present.any():
-        out[present] = np.concatenate([block(schema, r) for r in replies if len(scalar_values(r[KEY]))])[rows[present]]
-        event_us[present] = np.concatenate([numbers(r[EVENT]) for r in replies])[rows[present]]
-    return out, present, event_us
+    if not present.any():
+        return np.zeros((len(ids), schema.stored_dim), np.float32), present, np.zeros(len(ids), np.int64)
+    vectors = _joined([block(schema, r) for r in replies if len(scalar_values(r[KEY]))])[rows]
+    event_us = _joined([numbers(r[EVENT]) for r in replies])[rows]
+    if not present.all():
+        vectors[~present], event_us[~present] = 0.0, 0
+    return vectors, present, event_us
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The parts one after another; not copied where there is one."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def columns_in_order(
+    schema: ViewSchema, ids: Sequence[str], fields: Sequence[str], replies: Sequence[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
+    """Values of each of `fields` in the order of `ids`, None where missing."""
+    rows: dict[str, list[Any]] = {}
+    for reply in replies:
+        columns = [feature_column(schema, reply, name) for name in fields]
+        keys, live = scalar_values(reply[KEY]), live_rows(schema, reply).tolist()
+        rows.update((key, row) for key, is_live, *row in zip(keys, live, *columns, strict=True) if is_live)
+    nothing = [None] * len(fields)
+    found = [rows.get(i, nothing) for i in ids]
+    return {name: [row[at] for row in found] for at, name in enumerate(fields)}
 
 
 def record_batch(schema: ViewSchema, fields: Sequence[str], reply: Mapping[str, Any]) -> pa.RecordBatch:

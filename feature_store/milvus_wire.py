@@ -5,6 +5,7 @@ A float vector column of n rows is one block of n * dim little-endian floats on 
 
 import base64
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -66,6 +67,7 @@ def placeholder_group(vectors: NDArray[np.float32]) -> bytes:
     return group
 
 
+_SPECIAL: Final = re.compile(r'[\\"\n\r\t]')
 _ESCAPES: Final = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
@@ -76,7 +78,10 @@ def quote(text: str) -> str:
 
 def ids_expression(ids: Sequence[str]) -> str:
     """The expression that picks rows by key."""
-    return f"{KEY} in [{', '.join(quote(i) for i in ids)}]"
+    if _SPECIAL.search("".join(ids)):  # Looked for once, since hardly any id has to be escaped.
+        return f"{KEY} in [{', '.join(quote(i) for i in ids)}]"
+    listed = '", "'.join(ids)
+    return f'{KEY} in ["{listed}"]' if ids else f"{KEY} in []"
 
 
 _SLOTS: Final[Mapping[int, tuple[str, Callable[..., Any]]]] = {

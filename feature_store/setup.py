@@ -28,7 +28,6 @@ def feast_config(home: Home) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((FEATURE_REPO / "feature_store.yaml").read_text())
     config["registry"]["path"] = f"sqlite:///{home.registry}"
     config["online_store"]["home"] = str(home.root)
-    config["batch_engine"]["home"] = str(home.root)
     return config
 
 

@@ -5,7 +5,7 @@ can be forgotten by rewriting one bucket. Point-in-time joins over these files a
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -136,6 +136,19 @@ class Tables:
         event_us = live["event_timestamp"].cast(pa.int64()).to_numpy()
         return Embeddings(keys, vectors, event_us, live["content_sha256"].to_pylist())
 
+    def embedding_blocks(self, entity: str, space_id: str) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """The newest vectors [n, dim] with their ids, deleted ones left out, a part at a time: memory does not grow with the table."""
+        parts = list_parts(embeddings_folder(self.home, entity, space_id))
+        live, rows = self._live_rows(parts, entity)
+        keys = np.asarray(live[f"{entity}_id"].to_pylist(), object)
+        start = 0
+        for table in read_parts(parts, embeddings_schema(entity), ["vector"]):
+            here = np.flatnonzero((rows >= start) & (rows < start + table.num_rows))
+            if here.size:
+                wanted = table["vector"].combine_chunks().take(pa.array(rows[here] - start))
+                yield keys[here].tolist(), wanted.flatten().to_numpy().reshape(here.size, -1)
+            start += table.num_rows
+
     def embedding_rows(self, entity: str, space_id: str) -> pa.Table:
         """All rows of an embedding table, tombstones and older versions too, without their vectors."""
         schema = embeddings_schema(entity)
@@ -191,9 +204,13 @@ class Tables:
         """Add versions of users."""
         return self._write_buckets("users", conform(users, USERS))
 
+    def user_rows(self) -> pa.Table:
+        """All rows of the users, deletions and older versions too."""
+        return _read(list_parts(self.folder("users")), USERS)
+
     def read_users(self) -> pa.Table:
         """The newest version of each user, deleted ones left out, sorted by user_id."""
-        return _live(_read(list_parts(self.folder("users")), USERS), "user_id")
+        return _live(self.user_rows(), "user_id")
 
     def append_interactions(self, interactions: pa.Table) -> int:
         """Add events and return how many rows were added; an event_id that is there already is dropped at reading."""

@@ -1,19 +1,26 @@
-"""How far each view has been loaded into each Milvus, per Feast project, in SQLite beside the leases.
+"""How far each view has been loaded into each Milvus, per Feast project, in the writers' ledger.
 
 The compute engine writes it; the ranking service reads it to see that something was loaded.
 """
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_TABLE: Final = """
-    CREATE TABLE IF NOT EXISTS store_watermarks
-    (store TEXT, project TEXT, view TEXT, created_us INTEGER NOT NULL, end_us INTEGER NOT NULL, PRIMARY KEY (store, project, view))
+from feature_store.ledger import Ledger
+
+_READ: Final = """
+    SELECT max(created_us), max(end_us) FROM store_watermarks
+    WHERE project = :project AND view = :view AND (store = :store OR :store = '')
 """
+_WRITE: Final = """
+    INSERT INTO store_watermarks VALUES (:store, :project, :view, :created_us, :end_us)
+    ON CONFLICT (store, project, view) DO UPDATE SET
+    created_us = CASE WHEN excluded.created_us > store_watermarks.created_us
+                      THEN excluded.created_us ELSE store_watermarks.created_us END,
+    end_us = CASE WHEN excluded.end_us > store_watermarks.end_us THEN excluded.end_us ELSE store_watermarks.end_us END
+"""
+_FORGET: Final = "DELETE FROM store_watermarks WHERE project = :project AND (store = :store OR :store = '')"
 
 
 @dataclass(frozen=True)
@@ -25,42 +32,25 @@ class Watermark:
 
 
 class Watermarks:
-    """The watermarks of one home, in the SQLite file at `path`, for one `store` as `store_name` names it.
+    """The watermarks of one ledger (a SQLite file, or a database's URL), for one `store` as `store_name` names it.
 
     What one store holds says nothing of another. Without a store, `read` gives the furthest of any, and `forget` forgets all.
     """
 
-    def __init__(self, path: Path, store: str = "") -> None:
-        self.path = path
+    def __init__(self, where: Path | str, store: str = "") -> None:
         self.store = store
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.path, timeout=30.0)) as db, db:
-            db.execute(_TABLE)
-            yield db
+        self._ledger = Ledger(where)
 
     def read(self, project: str, view: str) -> Watermark | None:
         """The view's watermark; None before its first load."""
-        with self._connection() as db:
-            query = """
-                SELECT max(created_us), max(end_us) FROM store_watermarks
-                WHERE project = ? AND view = ? AND ? IN (store, '')
-            """
-            created_us, end_us = db.execute(query, (project, view, self.store)).fetchone()
+        created_us, end_us = self._ledger.run(_READ, project=project, view=view, store=self.store)
         return None if created_us is None else Watermark(created_us, end_us)
 
     def write(self, project: str, view: str, mark: Watermark) -> None:
         """Move the view's watermark; it never goes back."""
-        statement = """
-            INSERT INTO store_watermarks VALUES (?, ?, ?, ?, ?) ON CONFLICT (store, project, view) DO UPDATE
-            SET created_us = max(created_us, excluded.created_us), end_us = max(end_us, excluded.end_us)
-        """
-        with self._connection() as db:
-            db.execute(statement, (self.store, project, view, mark.created_us, mark.end_us))
+        named = {"store": self.store, "project": project, "view": view}
+        self._ledger.run(_WRITE, **named, created_us=mark.created_us, end_us=mark.end_us)
 
     def forget(self, project: str) -> None:
         """Forget all watermarks of a project, so that its next load is a full one."""
-        with self._connection() as db:
-            db.execute("DELETE FROM store_watermarks WHERE project = ? AND ? IN (store, '')", (project, self.store))
+        self._ledger.run(_FORGET, project=project, store=self.store)

@@ -36,10 +36,15 @@ class CatalogueItem:
 
     @property
     def text(self) -> str:
-        """What the text encoder reads: the title and the description, the title once where one begins with the other."""
-        if self.description.startswith(self.title):
-            return self.description
-        return f"{self.title}. {self.description}" if self.description else self.title
+        """What the text encoder reads."""
+        return item_text(self.title, self.description)
+
+
+def item_text(title: str, description: str) -> str:
+    """The title and the description as one text, the title once where one begins with the other."""
+    if description.startswith(title):
+        return description
+    return f"{title}. {description}" if description else title
 
 
 def open_manifest(path: Path, mapping: dict[str, str] | None = None) -> RecordFile:
@@ -112,4 +117,4 @@ def _path(row: dict[str, Any], column: str, folder: Path) -> Path | None:
             f"bad_{column}",
             f"{column} {value[:80]!r} is an address; media are not fetched: download it and give its path",
         )
-    return folder / value if value else None
+    return (folder / value).absolute() if value else None

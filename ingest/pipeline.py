@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar
 
 from encoders.media import MediaLimits
 from encoders.profiles import Encoders
+from encoders.recorded import in_use
 from encoders.space import MODALITIES, EmbeddingSpace
 from encoders.tokens import TokenCounts
 from feature_store.home import Home
-from feature_store.spaces import register_spaces
+from feature_store.spaces import read_entries, register_spaces
 from feature_store.tables import Tables
 from ingest.catalogue import open_manifest, read_items
 from ingest.chunks import ChunkWriter
@@ -38,7 +39,7 @@ class IngestReport:
     """Counts of one run.
 
     Attributes:
-        modalities: modality -> counts of `encoded`, `unchanged`, `missing`, `quarantined`.
+        counts: by space, counts of `encoded`, `unchanged`, `missing`, `quarantined`, `deleted`.
         tokens: by space, how its tokenizer read the texts of what was encoded.
         notes: what is worth knowing of media that were used, and how often.
     """
@@ -47,7 +48,7 @@ class IngestReport:
     rows: int = 0
     items_written: int = 0
     items_unchanged: int = 0
-    modalities: dict[str, Counter[str]] = field(default_factory=lambda: {m: Counter() for m in MODALITIES})
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     refusals: list[Refusal] = field(default_factory=list)
     quarantine_file: Path | None = None
@@ -55,6 +56,12 @@ class IngestReport:
     tokens: dict[str, TokenCounts] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+
+    @property
+    def modalities(self) -> dict[str, Counter[str]]:
+        """The counts of each modality's own space; a space that was added beside it has others."""
+        own = {space.modality: space.space_id for space in reversed(self.spaces)}
+        return {m: self.counts.get(own.get(m, ""), Counter()) for m in MODALITIES}
 
     @property
     def warnings(self) -> list[str]:
@@ -83,7 +90,8 @@ class IngestReport:
                 for space_id, counts in self.tokens.items()
             },
             "warnings": self.warnings,
-            "spaces": {space.modality: space.space_id for space in self.spaces},
+            "spaces": {space.modality: space.space_id for space in reversed(self.spaces)},
+            "counts_by_space": {space_id: dict(counts) for space_id, counts in self.counts.items()},
             "seconds": round(self.seconds, 3),
         }
 
@@ -103,7 +111,8 @@ def ingest_manifest(
     Args:
         home: the root that holds the tables.
         manifest: CSV, JSON Lines or Parquet; media paths are relative to it.
-        encoders: one per modality; a modality without an encoder is skipped.
+        encoders: one per modality; a modality without an encoder is skipped. Spaces that were added to the home are written too,
+            and those that were retired are not.
         mapping: the file's column name -> ours.
         default_available_us: `available_at` of rows that give none, in microseconds since the epoch; an item that is stored
             already keeps its own while its content is the same. Default: just before the first interaction that is stored,
@@ -112,12 +121,13 @@ def ingest_manifest(
         progress: called with the number of parts done; a row has one part per encoder, missing or not.
 
     Raises:
+        EncoderError: the encoder of a space that was added cannot be loaded; nothing is stored.
         ManifestError: the file cannot be read; what came before an unreadable row is stored, and a later run goes on from there.
     """
     started = time.monotonic()
-    records = open_manifest(manifest, mapping)
+    records, encoders = open_manifest(manifest, mapping), in_use(encoders, read_entries(home, retired=True))
     home.create()
-    register_spaces(home, encoders.spaces)
+    register_spaces(home, encoders.spaces, encoders=encoders.options)
     tables = Tables(home)
     report = IngestReport(manifest, spaces=list(encoders.spaces))
     with Quarantine(home.quarantine, manifest) as quarantine:
@@ -129,7 +139,7 @@ def ingest_manifest(
                 if progress:
                     progress(sum(item is None for item in chunk) * len(encoders.spaces))
         report.items_written, report.items_unchanged = writer.written, writer.unchanged
-        report.modalities, report.tokens, report.notes = writer.counts, dict(writer.tokens), writer.notes
+        report.counts, report.tokens, report.notes = writer.counts, writer.tokens, writer.notes
         report.refused, report.refusals = quarantine.by_part, quarantine.refusals
         report.quarantine_file = quarantine.path if len(quarantine) else None
     report.seconds = time.monotonic() - started

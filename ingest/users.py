@@ -5,7 +5,7 @@ written again. Interests do not depend on the instant of the build: exponential 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -30,6 +30,7 @@ from ingest.events import drain
 from ingest.pipeline import first_instant
 from ingest.quarantine import Quarantine, Refusal
 from ingest.records import RecordFile, id_of, text_of, timestamp_of
+from ingest.versions import CONTENT_KINDS, Versions, embedding_versions
 
 HISTORY_EVENTS: Final = 100
 # How much of a user's words is kept for people to read, well under the store's 65,535 bytes; the vector is of all of them.
@@ -207,40 +208,58 @@ def _interest(
 def encode_profiles(
     home: Home,
     path: Path,
-    encoder: TextEncoder,
+    encoders: Sequence[TextEncoder],
     *,
     mapping: dict[str, str] | None = None,
     limits: MediaLimits | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> UsersReport:
-    """Encode users' own words (`user_id`, `text`; optional `updated_at`) into the text space.
+    """Encode users' own words (`user_id`, `text`; optional `updated_at`) into each encoder's text space.
 
-    Rows that cannot be used are quarantined, unchanged ones skipped. Raises `ManifestError` where the file as a whole cannot be
-    read.
+    Rows that cannot be used are quarantined, unchanged ones skipped. `options` says by space id how an encoder is loaded again.
+    Raises `ManifestError` where the file as a whole cannot be read.
     """
     records = RecordFile(path, mapping or {})
     records.require("user_id")
     records.require("text")
     tables, report = Tables(home.create()), UsersReport()
-    register_spaces(home, [encoder.space], "user")
-    stored = tables.embedding_index("user", encoder.space.space_id)
     with Quarantine(home.quarantine, path) as quarantine:
         rows = _profiles(records, quarantine, limits or MediaLimits())
-        changed = {user: row for user, row in rows.items() if stored.get(user, ("", 0))[0] != row["sha"]}
         report.quarantined, report.quarantine_file = len(quarantine), quarantine.path if len(quarantine) else None
-    report.users, report.unchanged = len(rows), len(rows) - len(changed)
-    report.texts[encoder.space.space_id] = len(changed)
-    if changed:
-        _date(changed, set(stored), first_instant(tables))
-        _write_profiles(tables, encoder, changed)
+    spaces = [encoder.space for encoder in encoders]
+    register_spaces(home, spaces, "user", encoders=options)
+    # Before anything is written: what is dated now must be dated alike in every space.
+    stored = {space.space_id: tables.embedding_index("user", space.space_id) for space in spaces}
+    _date(rows, text_versions(home), first_instant(tables))
+    changed = {s: {user: row for user, row in rows.items() if _sha(stored[s], user) != row["sha"]} for s in stored}
+    for encoder in encoders:
+        _write_profiles(tables, encoder, changed[encoder.space.space_id])
+        report.texts[encoder.space.space_id] = len(changed[encoder.space.space_id])
+    _write_words(tables, {user: row for one in changed.values() for user, row in one.items()})
+    report.users, report.unchanged = len(rows), sum(user not in one for user in rows for one in changed.values())
     return report
 
 
-def _date(changed: dict[str, dict[str, Any]], stored: set[str], default_us: int) -> None:
-    """Give undated words their time: now where they replace others, else just before the first interaction."""
+def text_versions(home: Home) -> Versions[str]:
+    """The hashes of users' own words, of all text spaces, retired ones too."""
+    spaces = [s for s in read_spaces(home, "user", retired=True) if s.modality == "text" and s.base_space_id is None]
+    known = [space.space_id for space in spaces if space.kind in CONTENT_KINDS]
+    return embedding_versions(Tables(home), "user", *known)
+
+
+def _sha(stored: Mapping[str, tuple[str | None, int]], user: str) -> str | None:
+    return stored.get(user, (None, 0))[0]
+
+
+def _date(rows: dict[str, dict[str, Any]], known: Versions[str], default_us: int) -> None:
+    """Date words as a space has them; else, where nobody says, now if they replace others and just before the first interaction if not."""
     now_us = time.time_ns() // 1000
-    for user, row in changed.items():
-        if row["us"] is None:
-            row["us"] = now_us if user in stored else default_us
+    for user, row in rows.items():
+        there = known.since(user, row["sha"], row["us"])
+        if there is not None:
+            row["us"] = there
+        elif row["us"] is None:
+            row["us"] = now_us if user in known else default_us
 
 
 def _profiles(records: RecordFile, quarantine: Quarantine, limits: MediaLimits) -> dict[str, dict[str, Any]]:
@@ -267,24 +286,26 @@ def _profiles(records: RecordFile, quarantine: Quarantine, limits: MediaLimits) 
 
 
 def _write_profiles(tables: Tables, encoder: TextEncoder, changed: dict[str, dict[str, Any]]) -> None:
+    if not changed:
+        return
     rows = list(changed.values())
-    times = np.array([row["us"] for row in rows], np.int64)
-    vectors = encoder.encode([row["text"] for row in rows])
     tables.write_embeddings(
         "user",
         encoder.space,
         list(changed),
-        vectors,
+        encoder.encode([row["text"] for row in rows]),
         content_sha256=[row["sha"] for row in rows],
-        event_timestamp=times,
+        event_timestamp=np.array([row["us"] for row in rows], np.int64),
     )
-    moments = [_EPOCH + timedelta(microseconds=int(us)) for us in times]
-    tables.write_users(
-        pa.table(
-            {
-                "user_id": list(changed),
-                "profile_text": [row["text"][:MAX_PROFILE_CHARS] for row in rows],
-                "event_timestamp": moments,
-            }
-        )
-    )
+
+
+def _write_words(tables: Tables, changed: dict[str, dict[str, Any]]) -> None:
+    """Keep the words themselves too, for people and for spaces to come; what is stored already is not written again."""
+    users = tables.read_users()
+    known = dict(zip(users["user_id"].to_pylist(), users["profile_text"].to_pylist(), strict=True))
+    words = {user: row["text"][:MAX_PROFILE_CHARS] for user, row in changed.items()}
+    new = {user: text for user, text in words.items() if known.get(user) != text}
+    if new:
+        moments = [_EPOCH + timedelta(microseconds=int(changed[user]["us"])) for user in new]
+        columns = {"user_id": list(new), "profile_text": list(new.values()), "event_timestamp": moments}
+        tables.write_users(pa.table(columns))

@@ -210,6 +210,23 @@ def undo(home: Home) -> str:
     return previous
 
 
+def remove(home: Home, model_id: str) -> None:
+    """Delete a checkpoint for good; raises `CheckpointError` where it is stable or not there. What cannot be read goes too."""
+    folder = home.models / check_model_id(model_id)
+    with _locked(home):
+        pointer = _read_pointer(home)
+        if pointer["stable"] == model_id:
+            raise CheckpointError(f"{model_id} is the stable model: promote another one first")
+        if not folder.is_dir():
+            raise CheckpointError(f"there is no model {model_id!r}; `triptych model list` names those that exist")
+        if pointer["previous"] == model_id:
+            _write_pointer(home, {**pointer, "previous": None})
+        gone = home.models / f".{model_id}.removed"
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)  # from here on nobody finds it, whatever happens while its files go
+        shutil.rmtree(gone)
+
+
 @contextmanager
 def _locked(home: Home) -> Iterator[None]:
     home.models.mkdir(parents=True, exist_ok=True)

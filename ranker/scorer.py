@@ -236,6 +236,10 @@ class Ranker:
     def _query(self, state: UserState) -> Tensor | None:
         if not state.query:
             return None
+        if unread := set(state.query).difference(self.space_ids.values()):
+            raise ValueError(
+                f"query vectors of spaces {sorted(unread)}, but {self.model_id} reads {sorted(self.space_ids.values())}"
+            )
         batch = ItemBatch([""], {space: np.asarray(v, np.float32)[None] for space, v in state.query.items()})
         return encode_items(self.model, self.space_ids, batch, {}, {}).spaces_NMK
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import structlog
 
 from encoders.media import MediaLimits
 from encoders.profiles import Encoders, load_profile
+from encoders.recorded import Record, in_use, load_recorded
 from encoders.space import EmbeddingSpace
 from encoders.staged import StagedEncoder
 from serving import budget
@@ -44,11 +45,22 @@ class Target:
 
 
 class Embedder:
-    """Starts empty; `load` fills it. `on_state` is told, on any thread, when it begins and ceases to serve."""
+    """Starts empty; `load` fills it, and `serve_spaces` adds encoders that models need.
 
-    def __init__(self, settings: ServeSettings, metrics: Metrics, on_state: State = lambda _: None) -> None:
+    `on_state` is told, on any thread, when it begins and ceases to serve; `records` tells what is recorded of spaces' encoders.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        metrics: Metrics,
+        on_state: State = lambda _: None,
+        records: Callable[[], Sequence[Record]] = tuple,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._records = records
+        self._failed: dict[str, Mapping[str, Any]] = {}  # what was recorded when an encoder could not be loaded
         self._encoders: Encoders | None = None
         self.pipeline = Pipeline(
             self._load,
@@ -66,9 +78,41 @@ class Embedder:
 
     def _load(self) -> Iterable[StagedEncoder]:
         encoders = load_profile(self._settings.encoders)
+        try:  # a retired space's encoder gives way to its successor's
+            encoders = in_use(encoders, self._records(), wanted=lambda _: False)
+        except Exception as error:  # noqa: BLE001 - what is recorded beside the profile must not keep the server from starting
+            log.warning("the profile's encoders are served as they are", error=str(error))
         self._encoders = encoders
-        present = (encoders.by_modality(modality) for modality in ("text", "image", "audio"))
-        return [encoder for encoder in present if encoder is not None]
+        return encoders.all
+
+    async def serve_spaces(self, space_ids: Collection[str]) -> None:
+        """Load the recorded encoders of these spaces, where there are such, so that queries can be embedded into them.
+
+        A space without one, and one whose encoder cannot be loaded, are left out and said in the log.
+        """
+        if self._encoders is not None:
+            for space_id in set(space_ids).difference(space.space_id for space in self.spaces):
+                await asyncio.to_thread(self._serve_space, space_id)
+
+    def _serve_space(self, space_id: str) -> None:
+        options: Mapping[str, Any] = {}
+        try:
+            record = next((one for one in self._records() if one.space.space_id == space_id and one.encoder), None)
+            if record is None or self._failed.get(space_id) == record.encoder:
+                return
+            options = record.encoder
+            encoder = load_recorded(record.space, options)
+            encoder.warm_up()
+        except Exception as error:  # noqa: BLE001 - a model is served without queries rather than not at all
+            self._failed[space_id] = options
+            log.warning("no queries for this space", space_id=space_id, error=str(error))
+            return
+        encoders = self._encoders
+        if encoders is None:
+            return
+        self.pipeline.add(encoder)
+        self._encoders = encoders.joined(encoder, options)
+        log.info("encoder loaded", space_id=space_id)
 
     @property
     def spaces(self) -> list[EmbeddingSpace]:

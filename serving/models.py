@@ -5,7 +5,7 @@ A watcher looks for promotions and for new vectors and swaps whole `ServedModel`
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import FeatureStoreError
 from feature_store.home import Home
+from feature_store.ledger import ledger_of
 from feature_store.spaces import view_name
 from feature_store.watermarks import Watermarks
 from ranker import checkpoint
@@ -79,17 +80,31 @@ class ServedModel:
         return cls(ranker, tokens, row_of, present, ranker.fused_items(tokens), late, seen)
 
 
-class Models:
-    """All loaded models and the catalogue that they share. Loading runs on one thread of its own."""
+async def _nothing(_: Collection[str]) -> None:
+    """Nobody needs to be told."""
 
-    def __init__(self, home: Home, store: Store, settings: ServeSettings) -> None:
+
+class Models:
+    """All loaded models and the catalogue that they share. Loading runs on one thread of its own.
+
+    `prepare` is awaited with the spaces that a model reads before the model is served, and again when models are looked after.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        settings: ServeSettings,
+        prepare: Callable[[Collection[str]], Awaitable[None]] = _nothing,
+    ) -> None:
         self._home = home
+        self._prepare = prepare
         self._store = store
         self._loading = Worker("models", settings.queue_capacity)
         self._served: dict[str, ServedModel] = {}
         self.pointer = Pointer()
         self._catalogue = Catalogue()
-        self._marks = Watermarks(home.leases)
+        self._marks = Watermarks(ledger_of(home))
         self._changing = asyncio.Lock()
         self._started = False
 
@@ -134,6 +149,7 @@ class Models:
     async def _load(self, model_id: str) -> ServedModel:
         if model_id not in self._served:
             ranker = await self._loading.run(self._read, model_id)
+            await self._prepare(set(ranker.space_ids.values()))
             missing = [space_id for space_id in ranker.space_ids.values() if space_id not in self._catalogue.matrices]
             if missing:
                 await self._try_load_spaces(missing)
@@ -176,6 +192,7 @@ class Models:
         """Follow promotions, and new or removed items. Raises the feature store's and the ranker's errors."""
         async with self._changing:
             await self._follow_stable()
+            await self._prepare(self._pinned())
             if self._served and await self._changed():
                 await self._refresh(sorted(self._pinned()))
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from feature_store.errors import FeatureStoreError
 from feature_store.event_log import EventLog
 from feature_store.home import Home
+from feature_store.spaces import read_entries
 from protos.triptych.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -68,9 +70,10 @@ class Server:
         # Two connections: a reader never waits for a writer's sync.
         self._logs = (EventLog(home.events), EventLog(home.events))
         self.store = Store(home, settings)
-        self.models = Models(home, self.store, settings)
+        records = partial(read_entries, home, retired=True)
+        self.embedder = Embedder(settings, self.metrics, self._embedding_changed, records)
+        self.models = Models(home, self.store, settings, self.embedder.serve_spaces)
         self.users = Users(self.store, self._logs[1], settings)
-        self.embedder = Embedder(settings, self.metrics, self._embedding_changed)
         self.ranking = RankingService(home, self.models, self.users, self.store, self.embedder, settings)
         self.feedback = FeedbackService(self._logs[0], settings)
         self._servers: list[grpc.aio.Server] = []

@@ -31,7 +31,7 @@ VERBS: Final = {
     "serve": "Serve embeddings, retrieval, ranking and feedback over gRPC.",
     "client": "Call a running server: rank, retrieve, embed, record events.",
     "search": "Find items by words, a picture or a sound.",
-    "spaces": "List the embedding spaces.",
+    "spaces": "List, add, backfill, check and retire embedding spaces: how an encoder is changed.",
     "index": "Measure the vector indexes: recall against exact search, latency, memory.",
     "bundled": "Train the encoders that the project ships, and judge them.",
     "demo": "Run everything end to end on a generated catalogue and show the result.",

@@ -66,6 +66,10 @@ class Pipeline:
         """Load, warm up and serve; the future is done when it does, or fails with what loading failed with."""
         return self.forwarders.start()
 
+    def add(self, encoder: StagedEncoder) -> None:
+        """Take another encoder, which is warm, beside those that were loaded."""
+        self._encoders = {**self._encoders, encoder.space.space_id: encoder}
+
     def submit(self, call: Call, items: Sequence[Item]) -> None:
         """Set all items of a call on their way; each is settled once, whatever happens."""
         now = time.monotonic()

@@ -64,7 +64,12 @@ class Bench:
 
     def worker(self, what="load", **order) -> Worker:
         """A writer of that load, or of another `order`."""
-        shared = {"uri": self.server.uri, "leases": str(self.leases.path), "lease_seconds": LEASE_SECONDS, "view": VIEW}
+        shared = {
+            "uri": self.server.uri,
+            "leases": str(self.leases.where),
+            "lease_seconds": LEASE_SECONDS,
+            "view": VIEW,
+        }
         return Worker(what=what, **{**shared, "load": [self.seed, self.rows], "round": 0, **order})
 
     def core(self) -> MilvusCore:

@@ -24,7 +24,7 @@ BATCH_ROWS = 1_000
 PAUSES = {
     "check": (Lease, "check", None),
     "send": (MilvusChannel, "start_upsert", None),
-    "swap": (MilvusChannel, "start", "RenameCollection"),
+    "swap": (MilvusChannel, "call", "RenameCollection"),
     "confirm": (Lease, "confirm", None),
 }
 
@@ -126,7 +126,7 @@ def main(order):
         before(Lease, "confirm", order["die_before_confirm"], die)
     if "die_before_call" in order:
         reads = {"Query", "DescribeCollection", "ShowCollections", "GetLoadState", "GetFlushState"}
-        before(MilvusChannel, "start", order["die_before_call"], die, lambda asked: asked not in reads)
+        before(MilvusChannel, "call", order["die_before_call"], die, lambda asked: asked not in reads)
     try:
         done = {"load": load, "rebuild": rebuild_view, "feast": feast}[order["what"]](order)
     except FeatureStoreError as error:

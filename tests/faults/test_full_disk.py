@@ -15,7 +15,7 @@ from fault_worker import BATCH_ROWS
 
 from encoders.space import EmbeddingSpace
 from feature_store import embedded
-from feature_store.errors import LeaseError, StoreRequestError
+from feature_store.errors import LedgerError, StoreRequestError
 from feature_store.home import Home
 from feature_store.lease import Leases
 from feature_store.milvus_core import MilvusCore
@@ -199,7 +199,7 @@ def test_without_room_for_leases_nothing_is_written(disk, milvus_server):
     leases = Leases(disk.folder / "leases.db")
     leases.take("view").release()
     disk.fill(0)
-    with pytest.raises(LeaseError, match=r"leases\.db cannot be kept .*full"), leases.hold("view"):
+    with pytest.raises(LedgerError, match=r"leases\.db cannot be used: .*full"), leases.hold("view"):
         raise AssertionError("a lease was given")
     disk.free()
     with leases.hold("view") as lease, MilvusCore(milvus_server):

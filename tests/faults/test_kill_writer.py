@@ -181,7 +181,7 @@ def test_the_lease_of_a_killed_writer_marks_the_view_for_a_full_load(bench):
     with bench.worker() as worker:
         worker.wait_for("batch 1")
         worker.kill()
-    leases = Leases(bench.leases.path, LEASE_SECONDS)
+    leases = Leases(bench.leases.where, LEASE_SECONDS)
     assert not leases.has_late(VIEW)
     leases.take(VIEW, 60.0).release()
     assert leases.has_late(VIEW)

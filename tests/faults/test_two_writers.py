@@ -130,7 +130,7 @@ def test_a_rebuild_that_lost_its_lease_takes_nobodys_rows(small, let_the_lease_e
 
 def test_a_writer_that_fails_waits_for_what_it_sent_before_another_may_write(small, monkeypatch):
     """Rows are refused while a request is under way on a server that does not answer: the lease is kept until it has."""
-    leases, rows = Leases(small.leases.path, lease_seconds=30.0), small_load(small).newest()
+    leases, rows = Leases(small.leases.where, lease_seconds=30.0), small_load(small).newest()
     bad = rows.take(np.flatnonzero(~rows.deleted)[-1:])
     bad.vectors[:] = np.nan
     # The first two of four requests are under way when the bad row comes.
@@ -187,7 +187,7 @@ def test_the_next_materialization_mends_a_late_write(feast_bench, materialize):
     view, leases = order["view"], Leases(home.leases)
     newest = replace(load.newest().later(1), created=len(load) + load.newest().created)
     # A request lives no longer than its lease had left: here long enough for a slow machine.
-    with Worker(apply=True, pause=["send", 1], **{**order, "lease_seconds": 8.0}) as first:
+    with Worker(apply=True, pause=["send", 1], **{**order, "lease_seconds": 12.0}) as first:
         first.wait_for("ready")
         first.go()
         first.wait_stopped()

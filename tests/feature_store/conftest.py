@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from standalone import standalone_server
 
 from feature_store.connection import connect
 
@@ -30,3 +31,10 @@ def feast_core(feast_home, core):
     """The connection that the plug-in of `feast_home` uses too."""
     with connect(feast_home) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def standalone_uri(tmp_path_factory):
+    """Address of a Milvus standalone server that lives as long as the test run; skipped where its package is not installed."""
+    with standalone_server(tmp_path_factory.mktemp("standalone")) as uri:
+        yield uri

@@ -1,60 +1,19 @@
 """The same core on a real Milvus standalone server: what differs between servers (nulls, order, consistency) is walked through once."""
 
-import warnings
-
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 from milvus_rows import DIM, FIELDS, HARD_IDS, VALUES, rows, schema
 
-from feature_store.embedded import free_port, wait_until_healthy
 from feature_store.errors import RefusedRowsError, SchemaDriftError, ViewNotFoundError
 from feature_store.milvus_core import MilvusCore, Written
 
 VIEW = "item_things"
 
 
-def etcd_config(folder, client_port):
-    """Ports of its own for the etcd inside the server, whose usual ones another server on this machine may have."""
-    peer = f"http://127.0.0.1:{free_port()}"
-    client = f"http://127.0.0.1:{client_port}"
-    settings = {
-        "name": "default",
-        "data-dir": str(folder / "etcd"),
-        "listen-client-urls": client,
-        "advertise-client-urls": client,
-        "listen-peer-urls": peer,
-        "initial-advertise-peer-urls": peer,
-        "initial-cluster": f"default={peer}",
-    }
-    path = folder / "etcd.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
-
-
 @pytest.fixture(scope="module")
-def standalone(tmp_path_factory):
-    """Address of a Milvus standalone server; skipped where its package is not installed."""
-    package = pytest.importorskip("milvus")
-    folder, etcd_port = tmp_path_factory.mktemp("standalone"), free_port()
-    server = package.MilvusServer(wait_for_started=False, etcd_port=etcd_port, proxy_port=free_port())
-    server.set_base_dir(str(folder))
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the package leaves its probes of ports to the collector
-        patch.setenv("ETCD_CONFIG_PATH", str(etcd_config(folder, etcd_port)))
-        server.start()
-    uri = f"http://127.0.0.1:{server.listen_port}"
-    try:
-        wait_until_healthy(uri, 60.0)
-        yield uri
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def core(standalone):
-    with MilvusCore(standalone) as connection:
+def core(standalone_uri):
+    with MilvusCore(standalone_uri) as connection:
         connection.create_view(schema())
         yield connection
 

@@ -122,7 +122,7 @@ def words(tmp_path, *lines):
 def test_users_own_words_are_encoded_and_bad_rows_quarantined(tmp_path, place, text):
     """Reviews become vectors in the text space, dated as given; rows without user, words or a readable date are refused."""
     lines = ["u,I love fire engines,1997-01-01", ",nameless,", "v,,", "w,late,someday", "u,again,"]
-    report = encode_profiles(place, words(tmp_path, *lines), text)
+    report = encode_profiles(place, words(tmp_path, *lines), [text])
     assert (report.users, report.texts, report.quarantined) == (1, {text.space.space_id: 1}, 4)
     found = Tables(place).read_embeddings("user", text.space.space_id)
     assert (found.ids, found.event_timestamp.tolist()) == (["u"], [852076800_000000])
@@ -132,11 +132,11 @@ def test_users_own_words_are_encoded_and_bad_rows_quarantined(tmp_path, place, t
 
 def test_changed_words_replace_the_old_ones(tmp_path, place, text):
     """Undated words are taken as known from the start; changed ones count from now, whatever was loaded in between."""
-    encode_profiles(place, words(tmp_path, "u,first words,"), text)
+    encode_profiles(place, words(tmp_path, "u,first words,"), [text])
     add(place, "u", ("a", DAY_US))
     changed = words(tmp_path, "u,second words,")
-    assert encode_profiles(place, changed, text).texts == {text.space.space_id: 1}
-    assert encode_profiles(place, changed, text).texts == {text.space.space_id: 0}
+    assert encode_profiles(place, changed, [text]).texts == {text.space.space_id: 1}
+    assert encode_profiles(place, changed, [text]).texts == {text.space.space_id: 0}
     assert Tables(place).read_users()["profile_text"].to_pylist() == ["second words"]
 
 

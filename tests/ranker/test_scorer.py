@@ -160,6 +160,19 @@ def test_profile_and_query_pull_towards_what_is_like_them(ranker, tokens):
     )
 
 
+def test_a_query_of_a_space_that_the_model_does_not_read_is_refused(ranker, tokens):
+    """By its name, whatever its length; and one of another length by that."""
+    text = ranker.space_ids["text"]
+    plain = state_of(ranker, tokens, ["item1"])
+    vector = np.eye(1, example_spaces()["text"].dim, dtype=np.float32)[0]
+    for query, complaint in (
+        ({"text_other_00000000": vector}, "text_other_00000000"),
+        ({text: vector[:-1]}, "must be"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            ranker.score(replace(plain, query=query), tokens, range(3), NOW)
+
+
 def test_fused_vectors_are_unit_and_order_items_as_the_tower_does(ranker, tokens, user):
     """The cosine in the fused space is a monotone function of the two-tower score: retrieval loses nothing of it."""
     items, reader = ranker.fused_items(tokens), ranker.fused_user(user, NOW)

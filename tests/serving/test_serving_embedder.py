@@ -1,6 +1,12 @@
 import asyncio
+from dataclasses import replace
 
+import pytest
+
+from encoders import TextEncoder
 from encoders.profiles import Encoders
+from feature_store.errors import SpaceRegistryError
+from feature_store.spaces import ADDED, RETIRED, SpaceEntry
 from protos.triptych.v1 import embedding_pb2
 from serving import embedder
 from serving.admission import Admission
@@ -10,7 +16,7 @@ from serving.errors import Overloaded
 from serving.metrics import Metrics
 from serving.settings import ServeSettings
 from tests.serving.doubles import DoubleEncoder
-from tests.serving.live import Live
+from tests.serving.live import Live, tiny_bert
 from tests.serving.world import until
 
 
@@ -79,3 +85,77 @@ def test_a_decode_has_little_time():
         embedding = Embedder(settings, Metrics())
         assert embedding.pipeline._decoding.limits.max_decode_seconds == seconds
         embedding.close()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The entry of a text space whose encoder only the home's list knows."""
+    options = {"source": str(tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")), "device": "cpu"}
+    return SpaceEntry(TextEncoder(**options).space, "item", ADDED, options)
+
+
+@pytest.fixture
+def embedding(monkeypatch):
+    """Make an embedder around a double, and around what is recorded."""
+    made = []
+
+    def make(*records):
+        monkeypatch.setattr(embedder, "load_profile", lambda _: Encoders(text=DoubleEncoder()))
+        made.append(Embedder(ServeSettings(), Metrics(), records=lambda: records))
+        made[0].pipeline.start().result(30)
+        return made[0]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_an_encoder_that_a_model_needs_is_loaded_beside_the_profiles(embedding, recorded):
+    """It is not at the start; once a model wants its space, queries reach it, and the profile's stays the modality's own."""
+    one, space_id = embedding(recorded), recorded.space.space_id
+    assert [space.space_id for space in one.spaces] != [space_id]
+    own = one.spaces[0]
+
+    async def embed():
+        await one.serve_spaces({space_id, own.space_id, "text_unknown_00000000"})
+        target = one.target("text", space_id, [0], query=True)
+        [outcome] = await one.embed([(target, "a red bird")])
+        return outcome.vector
+
+    vector = asyncio.run(embed())
+    assert vector.shape == (recorded.space.dim,)
+    assert one.target("text", "", [0], query=True).space == own
+    assert one.spaces == [own, recorded.space]
+
+
+def test_an_encoder_that_cannot_be_loaded_is_left_out(embedding, recorded):
+    """The server goes on without it and tries it once; a record that is mended is tried again."""
+    broken = replace(recorded, encoder={**recorded.encoder, "source": "/nowhere"})
+    records = [broken]
+    one = embedding(*records)
+    asyncio.run(one.serve_spaces({recorded.space.space_id}))
+    assert len(one.spaces) == 1
+    one._records = lambda: [recorded]
+    asyncio.run(one.serve_spaces({recorded.space.space_id}))
+    assert len(one.spaces) == 2
+
+
+def test_the_successor_of_a_retired_space_answers(embedding, recorded):
+    """A modality whose own space was retired embeds into the one that was added."""
+    retired = SpaceEntry(DoubleEncoder().space, "item", RETIRED)
+    one = embedding(retired, recorded)
+    assert one.target("text", "", [0], query=True).space == recorded.space
+
+
+def test_a_damaged_list_of_spaces_keeps_no_server_from_starting(monkeypatch):
+    """What cannot be read beside the profile is said in the log; the profile is served."""
+
+    def damaged():
+        raise SpaceRegistryError("spaces.yaml is not a list")
+
+    monkeypatch.setattr(embedder, "load_profile", lambda _: Encoders(text=DoubleEncoder()))
+    one = Embedder(ServeSettings(), Metrics(), records=damaged)
+    one.pipeline.start().result(30)
+    asyncio.run(one.serve_spaces({"text_unknown_00000000"}))
+    assert len(one.spaces) == 1
+    one.close()

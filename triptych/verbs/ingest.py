@@ -41,18 +41,21 @@ def ingest(
 
     Columns: `item_id`, and any of `title`, `description`, `category`, `price`, `image`, `audio` (paths relative to the manifest) and
     `available_at`; a column that is absent leaves what is stored. A part that cannot be read is quarantined with its reason, and the item keeps its other parts. Running it again
-    encodes only what changed.
+    encodes only what changed. Spaces that were added (`triptych spaces add`) are written beside the profile's, retired ones are not.
 
     Exit code 0: all rows are in; 3: some were quarantined; 1: the file could not be read.
     """
     from encoders.profiles import load_profile
+    from encoders.recorded import in_use
     from feature_store.home import find_home
+    from feature_store.spaces import read_entries
     from ingest.catalogue import open_manifest
     from ingest.events import load_interactions
     from ingest.pipeline import ingest_manifest
 
     home, columns, default_us = find_home(), column_mapping(mapping), instant("--available-at", available_at)
-    rows, loaded, quarantined = open_manifest(manifest, columns).count(), load_profile(encoders), 0
+    rows, quarantined = open_manifest(manifest, columns).count(), 0
+    loaded = in_use(load_profile(encoders), read_entries(home, retired=True))
     if interactions:
         with progress("interactions") as advance:
             events = load_interactions(home, interactions, mapping=columns, progress=advance)
@@ -81,7 +84,7 @@ def _print(report: "IngestReport") -> None:
         table.add_column(name, justify="right")
     table.add_column("space", overflow="fold")
     for space in report.spaces:
-        counts = report.modalities[space.modality]
+        counts = report.counts[space.space_id]
         shown = f"{space.space_id} [yellow](untrained)[/]" if space.kind == "untrained" else space.space_id
         table.add_row(space.modality, *(f"{counts[name]:,}" for name in names), shown)
     console.print(table)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="List, export, promote and undo ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
+    help="List, export, promote, undo and remove ranker checkpoints. Checkpoints never change; what switches is which one is stable, at once and with undo.",
 )
 
 
@@ -86,6 +86,26 @@ def undo() -> None:
         console.print(f"{checkpoint.undo(find_home())} is stable again")
     except RankerError as error:
         fail(error)
+
+
+@app.command()
+def remove(model_id: Annotated[str, typer.Argument(help="Checkpoint to delete.")]) -> None:
+    """Delete a checkpoint that is not stable, so that the spaces it pins can be retired.
+
+    Where it was stable before the present one, `model undo` cannot go back to it any more. Its own vectors stay as the space
+    fused_MODEL_ID until `triptych spaces retire` puts that out of use too; a server that has the model in memory keeps it until it is
+    started again.
+    """
+    from encoders.space import SpaceError
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+
+    try:
+        checkpoint.remove(find_home(), model_id)
+    except (RankerError, SpaceError) as error:
+        fail(error)
+    console.print(f"{model_id} is deleted; `triptych spaces retire fused_{model_id}` puts its own space out of use")
 
 
 def describe(home: "Home") -> list[dict[str, Any]]:

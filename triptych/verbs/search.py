@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from encoders.profiles import Encoders
     from encoders.space import EmbeddingSpace
 
 # Endings that name a picture's file rather than end a sentence.
@@ -45,11 +46,10 @@ def text(
 ) -> None:
     """Find items by words."""
     from encoders.media import clean_text
-    from encoders.profiles import load_profile
 
     query = clean_text(words)
     _check_store()
-    loaded = load_profile(encoders, modalities=(_modality(space),))
+    loaded = _load(encoders, _modality(space))
     encoder = loaded.by_modality(space)
     if encoder is None:
         fail(f"these encoders have none for {space}; choose others with --encoders", EXIT_USAGE)
@@ -65,14 +65,13 @@ def image(
 ) -> None:
     """Find items by what their pictures show: give a picture, or words (which go through CLIP's text tower)."""
     from encoders.media import decode_image
-    from encoders.profiles import load_profile
 
     if not _names_a_file(query):
         text(query, space="image", count=count, encoders=encoders, json=json)
         return
     media = decode_image(Path(query))
     _check_store()
-    encoder = load_profile(encoders, modalities=("image",)).image
+    encoder = _load(encoders, "image").image
     if encoder is None:
         fail("these encoders have none for image; choose others with --encoders", EXIT_USAGE)
     _show(encoder.space, encoder.encode([media]), count, json)
@@ -93,11 +92,10 @@ def audio(
 ) -> None:
     """Find items whose sounds are alike."""
     from encoders.media import decode_audio
-    from encoders.profiles import load_profile
 
     media = decode_audio(path)
     _check_store()
-    encoder = load_profile(encoders, modalities=("audio",)).audio
+    encoder = _load(encoders, "audio").audio
     if encoder is None:
         fail("these encoders have none for audio; choose others with --encoders", EXIT_USAGE)
     _show(encoder.space, encoder.encode([media]), count, json)
@@ -110,6 +108,17 @@ def _check_store() -> None:
 
     with connect(find_home(), timeout_seconds=10.0) as core:
         core.list_views()
+
+
+def _load(profile: str | None, modality: str) -> "Encoders":
+    """The modality's encoder: the profile's, or, where that one's space was retired, its successor's."""
+    from encoders.profiles import load_profile
+    from encoders.recorded import in_use
+    from feature_store.home import find_home
+    from feature_store.spaces import read_entries
+
+    records = read_entries(find_home(), retired=True)
+    return in_use(load_profile(profile, [modality]), records, wanted=lambda _: False, modalities=[modality])
 
 
 def _modality(name: str) -> str:

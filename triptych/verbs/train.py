@@ -23,7 +23,14 @@ def train(
     seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same model.")] = 0,
     space: Annotated[
         list[str] | None,
-        typer.Option("--space", help="Item space to read; once per modality. Default: those there are."),
+        typer.Option(
+            "--space",
+            help="Item space to read, and none but those named; once per modality. Default: those in service.",
+        ),
+    ] = None,
+    upgrade: Annotated[
+        list[str] | None,
+        typer.Option("--upgrade", help="Item space to read in place of its modality's default; repeatable."),
     ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable model, which serving takes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -37,6 +44,9 @@ def train(
     fused_MODEL_ID: `triptych materialize` loads them for retrieval. The first model becomes stable by itself; later ones with
     --promote, or `triptych model promote`.
 
+    Of several spaces of one modality it reads, unless told otherwise, the one that the stable model reads: a space that was added
+    takes over only when --upgrade names it.
+
     Needs interactions (`triptych users build`) and applied definitions (`triptych materialize`).
     """
     from encoders.space import SpaceError, check_model_id
@@ -49,7 +59,8 @@ def train(
     try:
         config.preset(preset)
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
-        folder = _training_set(home, model_id, choose_spaces(home, space or []))
+        _refuse_used_name(home, model_id)
+        folder = _training_set(home, model_id, choose_spaces(home, space or [], upgrade or []))
         result = _train(home, folder, model_id, preset, seed)
     except (RankerError, FeatureStoreError, SpaceError) as error:
         fail(error)
@@ -66,20 +77,54 @@ def train(
     _print(result, promoted, as_json)
 
 
-def choose_spaces(home: "Home", wanted: Sequence[str]) -> list["EmbeddingSpace"]:
-    """The item spaces to read, one per modality; raises `TrainingSetError` where that is ambiguous or there is none."""
-    from encoders.space import MODALITIES
-    from feature_store.spaces import find_space, read_spaces
+def _refuse_used_name(home: "Home", model_id: str) -> None:
+    """Raise `SpaceRegistryError` where a model of this name was removed: its vectors are still there, under the name."""
+    from feature_store.errors import SpaceRegistryError
+    from feature_store.spaces import read_entries
+
+    if any(entry.space.space_id == f"fused_{model_id}" for entry in read_entries(home, retired=True)):
+        raise SpaceRegistryError(
+            f"there was a model {model_id!r}, and its vectors are still there: take another model_id"
+        )
+
+
+def choose_spaces(home: "Home", wanted: Sequence[str], upgrades: Sequence[str] = ()) -> list["EmbeddingSpace"]:
+    """The item spaces to read, one per modality: those `wanted`, else those in service, with `upgrades` in their modality's place.
+
+    Raises `TrainingSetError` where that is ambiguous or there is none.
+    """
+    from feature_store.errors import SpaceRegistryError
+    from ranker import checkpoint
     from ranker.data import spaces_by_modality
     from ranker.errors import TrainingSetError
+    from triptych.verbs.spaces_choice import spaces_in_service
 
-    spaces = [find_space(home, s) for s in wanted] or [s for s in read_spaces(home, "item") if s.modality in MODALITIES]
+    named, new = [_in_use(home, s) for s in wanted], spaces_by_modality([_in_use(home, s) for s in upgrades])
+    try:
+        base = named or spaces_in_service(home, checkpoint.stable(home), except_for=new)
+    except SpaceRegistryError as error:
+        raise TrainingSetError(str(error)) from error
+    spaces = [*new.values(), *(space for space in base if space.modality not in new)]
     if not spaces:
         raise TrainingSetError("there is no item space to train on: run `triptych ingest` first")
     try:
         return list(spaces_by_modality(spaces).values())
     except TrainingSetError as error:
         raise TrainingSetError(f"{error}; name one per modality with --space") from None
+
+
+def _in_use(home: "Home", space_id: str) -> "EmbeddingSpace":
+    """An item space that may be trained on."""
+    from encoders.space import MODALITIES
+    from feature_store.spaces import find_entry
+    from ranker.errors import TrainingSetError
+
+    entry = find_entry(home, space_id, "item")
+    if entry.retired:
+        raise TrainingSetError(f"space {space_id} is retired, and has no view: `triptych spaces add` brings it back")
+    if entry.space.modality not in MODALITIES:
+        raise TrainingSetError(f"a ranker reads spaces of {', '.join(MODALITIES)}, not {space_id}")
+    return entry.space
 
 
 def _training_set(home: "Home", model_id: str, spaces: Sequence["EmbeddingSpace"]) -> Path:

@@ -42,7 +42,7 @@ def build(
     """Write each user's history, one interest vector per item space, and their encoded words.
 
     Events that the server recorded are drained into the interactions first. Users whose events have not changed are not written
-    again. Exit code 3: some rows of the given files were quarantined.
+    again. Words are encoded into the profile's text space and into those that were added (`triptych spaces add`). Exit code 3: some rows of the given files were quarantined.
     """
     from feature_store.history import Decay
     from feature_store.home import find_home
@@ -63,13 +63,16 @@ def build(
         )
     if profiles:
         from encoders.profiles import load_profile
+        from encoders.recorded import in_use
+        from feature_store.spaces import read_entries
 
-        text = load_profile(encoders, modalities=("text",)).text
-        if text is None:
+        records = read_entries(home, retired=True)
+        loaded = in_use(load_profile(encoders, modalities=("text",)), records, modalities=("text",))
+        if loaded.text is None:
             fail(
                 "these encoders have no text encoder, which --profiles needs; choose others with --encoders", EXIT_USAGE
             )
-        written = encode_profiles(home, profiles, text, mapping=columns)
+        written = encode_profiles(home, profiles, loaded.texts, mapping=columns, options=loaded.options)
         report.texts, quarantined = written.texts, quarantined + written.quarantined
         if written.quarantine_file:
             err.print(f"profiles quarantined: {written.quarantine_file}", markup=False, soft_wrap=True)
