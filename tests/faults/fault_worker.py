@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def before(owner, name, at, act, applies=lambda _: True):
 def pause():
     """Stop this process until it is resumed."""
     tell("paused")
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread, which then stops before its next step; sent to the process, another thread may be the first to stop.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def die():
