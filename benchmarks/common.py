@@ -53,11 +53,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Options:
-    """How a benchmark was called. `only` names the parts to run; empty means all."""
+    """How a benchmark was called. `only` names the parts to run; empty means all. `values` are its own options, by name."""
 
     quick: bool = False
     only: tuple[str, ...] = ()
     json: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def wants(self, part: str) -> bool:
         """Whether `part` is to be measured."""
@@ -81,11 +82,18 @@ class Record:
 
 
 Measure = Callable[[Options, Record], None]
+More = Callable[[argparse.ArgumentParser], None]
 
 
-def run(measure: Measure, parts: Sequence[str], description: str, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line, measure, print the table, and write or merge the JSON."""
-    options = read_options(parts, description, arguments)
+def run(
+    measure: Measure,
+    parts: Sequence[str],
+    description: str,
+    arguments: Sequence[str] | None = None,
+    more: More | None = None,
+) -> None:
+    """Read the command line, measure, print the table, and write or merge the JSON. `more` adds options of the benchmark's own."""
+    options = read_options(parts, description, arguments, more)
     record = Record()
     measure(options, record)
     report = document(record)
@@ -95,14 +103,19 @@ def run(measure: Measure, parts: Sequence[str], description: str, arguments: Seq
         write(report, options.json, merge=bool(options.only))
 
 
-def read_options(parts: Sequence[str], description: str, arguments: Sequence[str] | None = None) -> Options:
-    """`[--quick] [--only PART]... [--json OUT]`."""
+def read_options(
+    parts: Sequence[str], description: str, arguments: Sequence[str] | None = None, more: More | None = None
+) -> Options:
+    """`[--quick] [--only PART]... [--json OUT]`, and what `more` adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="less data: minutes become seconds, numbers become rough")
     parser.add_argument("--only", action="append", choices=parts, default=[], help="measure this part; repeatable")
     parser.add_argument("--json", type=Path, help="write the results here; with --only, into what is there")
-    given = parser.parse_args(arguments)
-    return Options(given.quick, tuple(given.only), given.json)
+    if more is not None:
+        more(parser)
+    values = vars(parser.parse_args(arguments))
+    quick, only, path = (values.pop(name) for name in ("quick", "only", "json"))
+    return Options(quick, tuple(only), path, values)
 
 
 def document(record: Record) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pymilvus.grpc_gen import common_pb2, milvus_pb2
 
 from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFoundError
+from feature_store.heap import keep_large_buffers
 from feature_store.lease import Lease
 from feature_store.milvus_channel import INDEX_EXISTS, NOT_LOADED, MilvusChannel
 from feature_store.milvus_filters import Filter, expression
@@ -57,6 +58,7 @@ class MilvusCore:
 
     def __init__(self, uri: str, **connection: Any) -> None:
         """`connection` holds what `MilvusChannel` takes: credentials, database, CA file, timeout, number of channels."""
+        keep_large_buffers()
         self.channel = MilvusChannel(uri, **connection)
         self._schemas: dict[str, ViewSchema] = {}
         self._written_at: dict[str, int] = {}  # Milvus's own timestamps, by which this process reads its own writes

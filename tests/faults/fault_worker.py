@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,7 +24,7 @@ BATCH_ROWS = 1_000
 PAUSES = {
     "check": (Lease, "check", None),
     "send": (MilvusChannel, "start_upsert", None),
-    "swap": (MilvusChannel, "start", "RenameCollection"),
+    "swap": (MilvusChannel, "call", "RenameCollection"),
     "confirm": (Lease, "confirm", None),
 }
 
@@ -49,7 +50,8 @@ def before(owner, name, at, act, applies=lambda _: True):
 def pause():
     """Stop this process until it is resumed."""
     tell("paused")
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this thread, which then stops before its next step; sent to the process, another thread may be the first to stop.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def die():
@@ -124,7 +126,7 @@ def main(order):
         before(Lease, "confirm", order["die_before_confirm"], die)
     if "die_before_call" in order:
         reads = {"Query", "DescribeCollection", "ShowCollections", "GetLoadState", "GetFlushState"}
-        before(MilvusChannel, "start", order["die_before_call"], die, lambda asked: asked not in reads)
+        before(MilvusChannel, "call", order["die_before_call"], die, lambda asked: asked not in reads)
     try:
         done = {"load": load, "rebuild": rebuild_view, "feast": feast}[order["what"]](order)
     except FeatureStoreError as error:

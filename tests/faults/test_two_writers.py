@@ -187,7 +187,7 @@ def test_the_next_materialization_mends_a_late_write(feast_bench, materialize):
     view, leases = order["view"], Leases(home.leases)
     newest = replace(load.newest().later(1), created=len(load) + load.newest().created)
     # A request lives no longer than its lease had left: here long enough for a slow machine.
-    with Worker(apply=True, pause=["send", 1], **{**order, "lease_seconds": 8.0}) as first:
+    with Worker(apply=True, pause=["send", 1], **{**order, "lease_seconds": 12.0}) as first:
         first.wait_for("ready")
         first.go()
         first.wait_stopped()
