@@ -173,6 +173,9 @@ def test_views_are_found_and_loaded_again_after_a_restart(opened, tmp_path):
         assert titles_of(store.reopened(), view, ["a"]) == ["A"]
         embedded.stop(home)
         embedded.start(home)
+        deadline = time.monotonic() + 20.0
+        while not store.online.core(store.config).healthy():  # gRPC tries a lost connection again within a second
+            assert time.monotonic() < deadline
         assert titles_of(store, view, ["a", "b"]) == ["A", None]
         store.write(view, row("b", title("B")))
         assert titles_of(store, view, ["a", "b"]) == ["A", "B"]
