@@ -36,7 +36,7 @@ def milvus_uri(home: Home, configured: str = "") -> str:
 
 def store_name(uri: str = "", db: str = "") -> str:
     """What names the Milvus in use among those of one home: address and database, or `embedded`, whose port may change."""
-    chosen = re.sub(r"//[^/]*@", "//", os.environ.get(URI_VARIABLE) or uri)  # without a password
+    chosen = re.sub(r"^(\w+://)?[^/]*@", r"\1", os.environ.get(URI_VARIABLE) or uri)  # without a password
     return f"{chosen.rstrip('/')}/{os.environ.get(DB_VARIABLE) or db}" if chosen else EMBEDDED
 
 

@@ -196,7 +196,7 @@ class _Versions:
         """One row per key and instant: the last created, then the last in the last file, as the online store is loaded."""
         keys = "".join(f"{self._column(key)} AS {_quoted(key)}, " for key in self.keys)
         event = f"CAST({self._column(source.timestamp_field)} AS TIMESTAMPTZ)"
-        created = self._column(source.created_timestamp_column or source.timestamp_field)
+        created = f"coalesce(CAST({self._column(source.created_timestamp_column or source.timestamp_field)} AS TIMESTAMPTZ), {event})"
         deleted = self._view.tags.get(DELETED_TAG)
         dead = f"coalesce({self._column(deleted)}, false)" if deleted else "false"
         number = f"(file_index::BIGINT << {ROWS_PER_FILE_BITS}) + file_row_number"
@@ -207,7 +207,7 @@ class _Versions:
             SELECT {keys} {event} AS {_EVENT}, CASE WHEN {dead} THEN NULL ELSE {number} END AS {_ROW}
             FROM {_read(self._files)} WHERE {event} IS NOT NULL
             QUALIFY row_number() OVER (
-                PARTITION BY {same} ORDER BY CAST({created} AS TIMESTAMPTZ) DESC, file_index DESC, file_row_number DESC
+                PARTITION BY {same} ORDER BY {created} DESC, file_index DESC, file_row_number DESC
             ) = 1
         """)  # noqa: S608
 

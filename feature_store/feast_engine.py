@@ -22,9 +22,10 @@ from feast.repo_config import FeastConfigBaseModel
 
 from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
-from feature_store.feast_online import TriptychOnlineStore, leases_of, ledger_of_config, store_of
+from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
 from feature_store.feast_source import NewestRows, Window
 from feature_store.feast_types import MICROSECONDS, is_message, view_schema
+from feature_store.ledger import ledger_of
 from feature_store.watermarks import Watermark, Watermarks
 from feature_store.writing import ViewWriter
 
@@ -103,13 +104,19 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core, config = self.online_store.core(self.repo_config), self.repo_config
         schema = view_schema(view)
         core.check_drift(schema)
-        marks, leases = Watermarks(ledger_of_config(config), store_of(config)), leases_of(config)
-        with self.online_store.writer(config, view, distinct=True) as writer:
-            started, before = leases.now(), core.count_rows(view.name)
-            is_whole = before == 0 or leases.has_late(view.name)
+        marks, leases = Watermarks(ledger_of(home_of(config.online_store)), store_of(config)), leases_of(config)
+
+        def select() -> tuple[Window, NewestRows]:
+            is_whole = core.count_rows(view.name) == 0 or leases.has_late(view.name)
             window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
             overlap_us = self.config.overlap_seconds * MICROSECONDS
-            rows = NewestRows(view, schema, window, overlap_us, config.repo_path)
+            return window, NewestRows(view, schema, window, overlap_us, config.repo_path)
+
+        window, rows = select()  # before the lease is taken, since it may take longer than a lease lasts
+        with self.online_store.writer(config, view, distinct=True) as writer:
+            started, before = leases.now(), core.count_rows(view.name)
+            if window.mark is not None and (before == 0 or leases.has_late(view.name)):
+                window, rows = select()
             self._stream(writer, view.name, rows, task)
             total = self._verify(writer, view.name, before)
             if window.start_us is None and rows.created_us is not None:

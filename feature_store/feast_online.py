@@ -34,6 +34,7 @@ from feature_store.ledger import ledger_of
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_filters import Filter
 from feature_store.milvus_reply import SearchResult
+from feature_store.rebuilding import NEW, OLD
 from feature_store.view_changes import change_of, make
 from feature_store.writing import ViewWriter, Written
 
@@ -60,8 +61,6 @@ class TriptychOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """Database on the server; TRIPTYCH_MILVUS_DB wins."""
     ca_file: str = ""
     """PEM file of the authority that signed the server's certificate; the system's own where left out."""
-    ledger_url: SecretStr = SecretStr("")
-    """PostgreSQL with the leases of writers on several machines; left out: SQLite in the home. TRIPTYCH_LEDGER_URL wins."""
     timeout_seconds: float = 30.0
     channels: int = 1
     """Connections to the server, used in turn."""
@@ -89,13 +88,7 @@ def home_of(config: Any) -> Home:
 
 def leases_of(config: RepoConfig) -> Leases:
     """The leases of a repository's views."""
-    return Leases(ledger_of_config(config))
-
-
-def ledger_of_config(config: RepoConfig) -> Path | str:
-    """Where the leases and watermarks of a repository's views are kept."""
-    settings = config.online_store
-    return ledger_of(home_of(settings), settings.ledger_url.get_secret_value())
+    return Leases(ledger_of(home_of(config.online_store)), store=store_of(config))
 
 
 def store_of(config: RepoConfig) -> str:
@@ -154,8 +147,7 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         changes = [change_of(core, schema, existing) for schema in wanted]
         with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
             list(pool.map(lambda change: make(core, change, leases, WAIT_FOR_WRITER_SECONDS), changes))
-        for view in tables_to_delete:
-            core.drop_view(view.name)
+        _drop(core, leases, tables_to_delete)
 
     def plan(self, config: RepoConfig, desired_registry_proto: Registry) -> list[Any]:
         """Print what `feast apply` would change in Milvus; Feast itself shows only what its own stores would."""
@@ -174,9 +166,7 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:  # noqa: ARG002
         """Drop the views, by exact name."""
-        core = self.core(config)
-        for view in tables:
-            core.drop_view(view.name)
+        _drop(self.core(config), leases_of(config), tables)
 
     # Writing
 
@@ -304,6 +294,14 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
             await self._core[1].channel.close_async()
             self._core[1].close()
             self._core = None
+
+
+def _drop(core: MilvusCore, leases: Leases, views: Sequence[FeatureView]) -> None:
+    """Drop the views by exact name, and what a rebuild of them that ended half-way has left."""
+    for view in views:
+        with leases.hold(view.name, WAIT_FOR_WRITER_SECONDS):
+            for name in (view.name, view.name + NEW, view.name + OLD):
+                core.drop_view(name)
 
 
 def _asked(

@@ -124,6 +124,11 @@ def view_schema(view: FeatureView) -> ViewSchema:
     scalars = {f.name: arrow_type(f.dtype) for f in view.features if not f.vector_index}
     if not vectors:
         return ViewSchema(view.name, scalars, ttl_us=ttl_us)
+    if len(vectors) > 1:
+        named = ", ".join(field.name for field in vectors)
+        raise SchemaDriftError(
+            f"view {view.name} has several vectors ({named}); Milvus searches one: give each a view of its own"
+        )
     vector = vectors[0]
     if arrow_type(vector.dtype) != pa.list_(pa.float32()):
         raise SchemaDriftError(f"vector {vector.name} of view {view.name} must be Array(Float32)")

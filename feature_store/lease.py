@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from feature_store.connection import EMBEDDED
 from feature_store.errors import LeaseError, LedgerError
 from feature_store.ledger import Ledger, run
 
@@ -23,13 +24,13 @@ LATE_SECONDS: Final = 60.0  # for which a server may still have a request that w
 RENEWED_AFTER: Final = 1 / 3  # of the lease's length
 POLL_SECONDS: Final = 0.05
 _TAKE: Final = """
-    INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, {now} + :seconds)
+    INSERT INTO leases (view, owner, token, expires) VALUES (:view, :owner, 1, :now + :seconds)
     ON CONFLICT (view) DO UPDATE SET owner = excluded.owner, token = leases.token + 1, expires = excluded.expires
-    WHERE leases.expires < {now} RETURNING token
+    WHERE leases.expires < :now RETURNING token
 """
 # Not given back: its owner was killed or is paused, and a write of it may arrive yet.
 _ABANDONED: Final = """
-    INSERT INTO late_marks SELECT view, token, {now} FROM leases WHERE view = :view AND expires > 0 AND expires < {now}
+    INSERT INTO late_marks SELECT view, token, :now FROM leases WHERE view = :view AND expires > 0 AND expires < :now
     ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
 """
 _RENEW: Final = """
@@ -89,12 +90,16 @@ class Lease:
 
 
 class Leases:
-    """All leases of one ledger: the SQLite file at `where`, or the database of that URL."""
+    """All leases of one ledger (the SQLite file at `where`, or the database of that URL) for one `store`, as `store_name` names it."""
 
-    def __init__(self, where: Path | str, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, where: Path | str, lease_seconds: float = LEASE_SECONDS, store: str = EMBEDDED) -> None:
         self.where = where
         self.lease_seconds = lease_seconds
         self._ledger = Ledger(where)
+        self._store = "" if store == EMBEDDED else f"{store} "
+
+    def _run(self, statement: str, view: str, **values: object) -> Any:
+        return self._ledger.run(statement, view=self._store + view, **values)
 
     def take(self, view: str, wait_seconds: float = 0.0) -> Lease:
         """Take the view's lease, waiting for another writer at most `wait_seconds`. Raises `LeaseError` naming who has it."""
@@ -103,9 +108,12 @@ class Leases:
         while True:
             taken = time.monotonic()
             with self._ledger.transaction() as connection:
-                run(connection, _ABANDONED, view=view)
-                row = run(connection, _TAKE, view=view, owner=owner, seconds=self.lease_seconds)
-                holder = run(connection, "SELECT owner FROM leases WHERE view = :view", view=view)
+                # One instant for both: a lease that ends between two would be taken over and not noted.
+                now = float(run(connection, "SELECT {now}")[0])
+                run(connection, _ABANDONED, view=self._store + view, now=now)
+                asked = {"view": self._store + view, "owner": owner, "seconds": self.lease_seconds, "now": now}
+                row = run(connection, _TAKE, **asked)
+                holder = run(connection, "SELECT owner FROM leases WHERE view = :view", view=self._store + view)
             if row is not None:
                 return Lease(self, view, owner, int(row[0]), taken)
             if time.monotonic() >= deadline:
@@ -124,20 +132,20 @@ class Leases:
 
     def renew(self, view: str, owner: str, token: int) -> bool:
         """Extend a lease that is still the owner's, even one that has run out with nobody taking over."""
-        asked = {"view": view, "owner": owner, "token": token, "seconds": self.lease_seconds}
-        return self._ledger.run(_RENEW, **asked) is not None
+        asked = {"owner": owner, "token": token, "seconds": self.lease_seconds}
+        return self._run(_RENEW, view, **asked) is not None
 
     def expire(self, view: str, owner: str, token: int) -> None:
         """End a lease now."""
-        self._ledger.run(_EXPIRE, view=view, owner=owner, token=token)
+        self._run(_EXPIRE, view, owner=owner, token=token)
 
     def remember_late(self, view: str, token: int) -> None:
         """Note that rows may have been stored under a lease that had been lost."""
-        self._ledger.run(_LATE, view=view, token=token)
+        self._run(_LATE, view, token=token)
 
     def has_late(self, view: str) -> bool:
         """Whether the view must be loaded in full, since a late write may have put older rows over newer ones."""
-        return self._ledger.run("SELECT 1 FROM late_marks WHERE view = :view", view=view) is not None
+        return self._run("SELECT 1 FROM late_marks WHERE view = :view", view) is not None
 
     def forget_late(self, view: str, load_started: float | None = None) -> None:
         """Note that the view was loaded in full, from `load_started` on (`now`; left out: whatever was noted is mended).
@@ -145,7 +153,7 @@ class Leases:
         What was noted less than `LATE_SECONDS` before that stays noted: such a write may have come after the load had looked.
         """
         until = math.inf if load_started is None else load_started - LATE_SECONDS
-        self._ledger.run("DELETE FROM late_marks WHERE view = :view AND noted < :until", view=view, until=until)
+        self._run("DELETE FROM late_marks WHERE view = :view AND noted < :until", view, until=until)
 
     def now(self) -> float:
         """The ledger's own clock, in seconds since 1970."""

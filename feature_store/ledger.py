@@ -1,10 +1,11 @@
 """The SQL database that all writers of a store share: leases, late writes and watermarks.
 
 SQLite in the home for the writers of one machine; for those of several, a PostgreSQL that all of them reach, named by
-TRIPTYCH_LEDGER_URL or the online store's `ledger_url`. Times are told by the database's clock, so that hosts need not agree.
+TRIPTYCH_LEDGER_URL. Times are told by the database's clock, so that hosts need not agree.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ _NOW: Final = {
     "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
     "postgresql": "extract(epoch from clock_timestamp())",
 }
+_NAME: Final = re.compile(r"IF NOT EXISTS (\w+)")
 _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS leases
     (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token BIGINT NOT NULL, expires DOUBLE PRECISION NOT NULL)""",
@@ -36,9 +38,9 @@ _TABLES: Final = (
 )
 
 
-def ledger_of(home: Home, configured: str = "") -> Path | str:
-    """Where the ledger is: the variable's URL, else the configured one, else the home's SQLite file."""
-    return os.environ.get(LEDGER_VARIABLE) or configured or home.leases
+def ledger_of(home: Home) -> Path | str:
+    """Where the ledger is: the variable's URL, else the home's SQLite file."""
+    return os.environ.get(LEDGER_VARIABLE) or home.leases
 
 
 class Ledger:
@@ -78,7 +80,9 @@ class Ledger:
                 with self._engine.begin() as connection:
                     connection.exec_driver_sql(table)
             except (IntegrityError, ProgrammingError):
-                continue  # PostgreSQL tells the slower of two so.
+                # PostgreSQL tells the slower of two makers so; whoever may not make tables has them made already, or is told.
+                if not sqlalchemy.inspect(self._engine).has_table(_NAME.search(table)[1]):  # type: ignore[index]
+                    raise
         self._is_ready = True
 
     def __str__(self) -> str:

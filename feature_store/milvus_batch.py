@@ -1,7 +1,8 @@
 """What is checked about rows before Milvus may see them: keys, vectors, and which of a key's rows is the newest."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from encoders.space import UNIT_NORM_TOLERANCE
 from feature_store.errors import RefusedRowsError
-from feature_store.milvus_schema import ViewSchema
+from feature_store.milvus_schema import MAX_LIST_VALUES, MAX_TEXT_BYTES, ViewSchema, is_list
 from feature_store.parts import newest_rows
 from feature_store.schemas import MAX_ID_BYTES, now_us, timestamps
 
@@ -45,7 +46,7 @@ def prepare(schema: ViewSchema, rows: pa.Table) -> Batch:
     """The newest row of each key of `rows`, checked.
 
     `rows` has the key, `event_timestamp`, the features, and may have `created` (default: now) and `deleted` (default: false).
-    Raises `RefusedRowsError` naming the key of the first row whose id, time or vector is wrong.
+    Raises `RefusedRowsError` naming the key of the first row whose id, time, vector or feature is wrong.
     """
     table = _with_system_columns(schema, rows)
     _check_keys(schema, table)
@@ -55,6 +56,8 @@ def prepare(schema: ViewSchema, rows: pa.Table) -> Batch:
         newest = newest_rows(table[schema.key].combine_chunks(), event_us, created_us)
         table, event_us, created_us = table.take(newest), event_us[newest], created_us[newest]
         keys = table[schema.key].to_pylist()
+    for name, arrow in schema.fields.items():
+        _check_feature(schema, table, name, arrow)
     return Batch(keys, table, _vectors(schema, table, keys), event_us, created_us)
 
 
@@ -78,7 +81,42 @@ def _check_keys(schema: ViewSchema, table: pa.Table) -> None:
     _refuse(schema, table, pc.is_null(table["event_timestamp"]), "rows need an event_timestamp")
 
 
-def _refuse(schema: ViewSchema, table: pa.Table, wrong: pa.ChunkedArray, why: str) -> None:
+def _check_feature(schema: ViewSchema, table: pa.Table, name: str, arrow: pa.DataType) -> None:
+    """Refuse what Milvus could only cut or reject: texts and lists that are too long, and nulls within a list."""
+    value = arrow.value_type if is_list(arrow) else arrow
+    is_text = pa.types.is_string(value) or pa.types.is_binary(value)
+    if not is_text and not is_list(arrow):
+        return
+    column = table[name].combine_chunks().cast(arrow)
+    if is_list(arrow):
+        too_many = pc.fill_null(pc.greater(pc.list_value_length(column), MAX_LIST_VALUES), False)
+        _refuse(schema, table, too_many, f"{name} has more than {MAX_LIST_VALUES:,} values")
+        if not pa.types.is_floating(value):
+            _refuse(
+                schema,
+                table,
+                _any_value(column, pc.is_null),
+                f"{name} has a null in its list, which Milvus cannot hold",
+            )
+    if is_text:
+        most = MAX_TEXT_BYTES // 4 * 3 if pa.types.is_binary(value) else MAX_TEXT_BYTES  # base64 makes 4 of 3
+        wrong = _any_value(column, partial(_is_longer, most=most)) if is_list(arrow) else _is_longer(column, most)
+        _refuse(schema, table, wrong, f"{name} has more than {most:,} bytes")
+
+
+def _is_longer(texts: pa.Array, most: int) -> pa.Array:
+    return pc.fill_null(pc.greater(pc.binary_length(texts), most), False)
+
+
+def _any_value(column: pa.Array, is_wrong: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """In which rows of a column of lists any value is wrong."""
+    rows = np.unique(pc.list_parent_indices(column).filter(is_wrong(column.flatten())).to_numpy())
+    found = np.zeros(len(column), np.bool_)
+    found[rows] = True
+    return pa.array(found)
+
+
+def _refuse(schema: ViewSchema, table: pa.Table, wrong: pa.Array | pa.ChunkedArray, why: str) -> None:
     keys = table.filter(wrong)[schema.key].to_pylist()
     if keys:
         raise RefusedRowsError(

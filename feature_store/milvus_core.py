@@ -61,6 +61,7 @@ class MilvusCore:
         keep_large_buffers()
         self.channel = MilvusChannel(uri, **connection)
         self._schemas: dict[str, ViewSchema] = {}
+        self._known: set[str] = set()  # names of views that were seen
         self._written_at: dict[str, int] = {}  # Milvus's own timestamps, by which this process reads its own writes
 
     # Views
@@ -96,6 +97,7 @@ class MilvusCore:
             self._schemas.pop(name, None)
             reply = self.channel.call("DescribeCollection", milvus_pb2.DescribeCollectionRequest(collection_name=name))
             self._schemas[name] = described(reply, name)
+            self._known.add(name)
         return self._schemas[name]
 
     def check_drift(self, schema: ViewSchema) -> None:
@@ -116,6 +118,7 @@ class MilvusCore:
     def drop_view(self, name: str) -> bool:
         """Drop exactly this view; False where it was not there."""
         self._schemas.pop(name, None)
+        self._known.discard(name)
         self._written_at.pop(name, None)
         if name not in self.list_views():
             return False
@@ -400,9 +403,9 @@ class MilvusCore:
     def _mend(self, view: str, error: StoreRequestError | ViewNotFoundError) -> None:
         """Do what a second try needs, or raise the error."""
         if isinstance(error, ViewNotFoundError):
-            if view not in self._schemas:
+            if view not in self._known:
                 raise error
-            self._schemas.pop(view)  # It was here: a rebuilt one may be taking its place at this moment.
+            self._schemas.pop(view, None)  # It was here: a rebuilt one may be taking its place at this moment.
             time.sleep(REPLACED_RETRY_SECONDS)
         elif error.code == NOT_LOADED:
             self.load(view)

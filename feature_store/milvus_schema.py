@@ -25,6 +25,7 @@ DELETED: Final = "row_deleted"
 NULLS: Final = "row_nulls"  # names of the row's null features
 PLACEHOLDER: Final = "row_vector"  # Milvus wants a vector in every collection
 PLACEHOLDER_DIM: Final = 2
+ROW_COLUMNS: Final = ("event_timestamp", "created", "deleted")  # of every batch
 SYSTEM_FIELDS: Final = (KEY, EVENT, CREATED, DELETED, NULLS, PLACEHOLDER)
 MAX_TEXT_BYTES: Final = 65_535
 MAX_LIST_VALUES: Final = 4_096
@@ -111,7 +112,7 @@ class ViewSchema:
         object.__setattr__(self, "index_params", {**INDEXES[self.index], **self.index_params})
 
     def _problem(self) -> str | None:
-        reserved = set(self.fields) & {*SYSTEM_FIELDS, self.key, self.vector_field}
+        reserved = set(self.fields) & {*SYSTEM_FIELDS, *ROW_COLUMNS, self.key, self.vector_field}
         if reserved or self.vector_field in SYSTEM_FIELDS:
             return f"feature names {sorted(reserved) or self.vector_field} are reserved"
         if len(self.fields) > MAX_FIELDS:

@@ -15,14 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pymilvus.grpc_gen import common_pb2, milvus_pb2, schema_pb2
 
-from feature_store.errors import RefusedRowsError
 from feature_store.milvus_schema import (
     CREATED,
     DELETED,
     EVENT,
     KEY,
-    MAX_LIST_VALUES,
-    MAX_TEXT_BYTES,
     NULLS,
     Type,
     ViewSchema,
@@ -118,8 +115,7 @@ def _header(message: Any, field: str, size: int) -> bytes:
 def upsert_request(schema: ViewSchema, keys: list[str], batch: pa.Table, vectors: NDArray[np.float32]) -> bytes:
     """An UpsertRequest of all columns, on the wire: the vectors [n, dim] are copied once, from where they lie.
 
-    A message's encoding is that of its fields one after another, so the vectors' column is appended to the encoding of the rest. Raises
-    `RefusedRowsError` as `encode_columns` does.
+    A message's encoding is that of its fields one after another, so the vectors' column is appended to the encoding of the rest.
     """
     rest = milvus_pb2.UpsertRequest(
         collection_name=schema.name, fields_data=encode_columns(schema, keys, batch), num_rows=len(keys)
@@ -135,10 +131,7 @@ def upsert_request(schema: ViewSchema, keys: list[str], batch: pa.Table, vectors
 
 
 def encode_columns(schema: ViewSchema, keys: list[str], batch: pa.Table) -> list[schema_pb2.FieldData]:
-    """All columns of an upsert but the vectors; `batch` holds `event_timestamp`, `created`, `deleted` and the features.
-
-    Raises `RefusedRowsError` naming the first row with a text or list that is too long.
-    """
+    """All columns of an upsert but the vectors; `batch` holds `event_timestamp`, `created`, `deleted` and the features, as checked."""
     columns = [
         _scalar(KEY, Type.VarChar, keys),
         _scalar(EVENT, Type.Int64, batch["event_timestamp"].cast(pa.int64()).to_pylist()),
@@ -148,7 +141,7 @@ def encode_columns(schema: ViewSchema, keys: list[str], batch: pa.Table) -> list
     features = {name: _without_nan(batch[name].combine_chunks()) for name in schema.fields}
     if features:
         columns.append(_null_names(features))
-    return columns + [_encoded(name, column, schema.fields[name], keys) for name, column in features.items()]
+    return columns + [_encoded(name, column, schema.fields[name]) for name, column in features.items()]
 
 
 def _null_names(features: Mapping[str, pa.Array]) -> schema_pb2.FieldData:
@@ -160,20 +153,12 @@ def _null_names(features: Mapping[str, pa.Array]) -> schema_pb2.FieldData:
     return _array(NULLS, Type.VarChar, [messages[i] for i in row.ravel().tolist()])
 
 
-def _encoded(name: str, column: pa.Array, arrow: pa.DataType, keys: list[str]) -> schema_pb2.FieldData:
+def _encoded(name: str, column: pa.Array, arrow: pa.DataType) -> schema_pb2.FieldData:
     kind = milvus_type(arrow)
     if not is_list(arrow):
-        values = _stored(column, arrow)
-        if kind == Type.VarChar:
-            _check_lengths(name, values, keys)
-        return _scalar(name, kind, values)
-    rows = _list_rows(column, arrow)
-    _refuse(name, keys, [len(row) > MAX_LIST_VALUES for row in rows], f"more than {MAX_LIST_VALUES:,} values")
-    _refuse(name, keys, [None in row for row in rows], "a null in its list, which Milvus cannot hold")
-    if kind == Type.VarChar:
-        _check_lengths(name, [max(row, key=len, default="") for row in rows], keys)
+        return _scalar(name, kind, _stored(column, arrow))
     empty = _values(kind, [])
-    return _array(name, kind, [_values(kind, row) if row else empty for row in rows])
+    return _array(name, kind, [_values(kind, row) if row else empty for row in _list_rows(column, arrow)])
 
 
 def _without_nan(column: pa.Array) -> pa.Array:
@@ -201,18 +186,6 @@ def _list_rows(column: pa.Array, arrow: pa.DataType) -> list[list[Any]]:
     if pa.types.is_binary(value):
         return [[None if v is None else base64.b64encode(v).decode() for v in row] for row in rows]
     return rows
-
-
-def _check_lengths(name: str, texts: list[str], keys: list[str]) -> None:
-    # A character has at most 4 bytes, so that short texts need no encoding to be told apart.
-    wrong = [len(t) * 4 > MAX_TEXT_BYTES and len(t.encode()) > MAX_TEXT_BYTES for t in texts]
-    _refuse(name, keys, wrong, f"more than {MAX_TEXT_BYTES} bytes as stored")
-
-
-def _refuse(name: str, keys: list[str], is_wrong: list[bool], why: str) -> None:
-    wrong = [key for key, is_bad in zip(keys, is_wrong, strict=True) if is_bad]
-    if wrong:
-        raise RefusedRowsError(f"{name} of {wrong[0]!r} has {why}; {len(wrong)} such rows", wrong)
 
 
 def scalar_values(field: schema_pb2.FieldData) -> Any:

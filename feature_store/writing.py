@@ -16,7 +16,7 @@ import structlog
 import tenacity
 
 from feature_store.errors import FeatureStoreError, LateWriteError, StoreRequestError, StoreUnavailable
-from feature_store.lease import Lease
+from feature_store.lease import LATE_SECONDS, Lease
 from feature_store.milvus_batch import Batch, prepare
 from feature_store.milvus_schema import CREATED, EVENT, KEY, ViewSchema
 from feature_store.milvus_wire import scalar_values, upsert_request
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from feature_store.milvus_core import MilvusCore
 
-WRITE_BYTES_PER_REQUEST: Final = 16 << 20  # Milvus takes 64 MiB
+WRITE_BYTES_PER_REQUEST: Final = 16 << 20  # of vectors
+MAX_REQUEST_BYTES: Final = 48 << 20  # Milvus takes 64 MiB
 WRITE_ROWS_PER_REQUEST: Final = 5_000
 WRITES_IN_FLIGHT: Final = 2
 LOOKS_IN_FLIGHT: Final = 2
@@ -81,7 +82,7 @@ class ViewWriter:
     """
 
     def __init__(self, core: "MilvusCore", view: str, lease: Lease | None = None, *, distinct: bool = False) -> None:
-        self.schema: ViewSchema = core.describe_view(view)
+        self.schema: ViewSchema = core.describe_view(view, refresh=True)
         self.written = Written(0, 0)
         self._core, self._view, self._lease, self._distinct = core, view, lease, distinct
         self._step = max(1, min(WRITE_ROWS_PER_REQUEST, WRITE_BYTES_PER_REQUEST // (4 * self.schema.stored_dim)))
@@ -134,7 +135,13 @@ class ViewWriter:
         while self._looks:
             self._send(self._looks.popleft())
         while self._sent:
-            self._finish(self._sent.popleft())
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        self._finish(
+            self._sent[0]
+        )  # Still among those under way while it is waited for: an interrupt must not lose it.
+        self._sent.popleft()
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         for first in range(0, len(batch), self._step):
@@ -157,16 +164,25 @@ class ViewWriter:
         self.written += Written(len(newer), len(look.batch) - len(newer), new)
         if not len(newer):
             return
-        request = upsert_request(self.schema, newer.keys, newer.table, newer.vectors)
+        self._send_rows(newer)
+
+    def _send_rows(self, rows: Batch) -> None:
+        """Send rows in one request, or in halves where long texts and lists make it too large for one."""
+        request = upsert_request(self.schema, rows.keys, rows.table, rows.vectors)
+        if len(request) > MAX_REQUEST_BYTES and len(rows) > 1:
+            half = len(rows) // 2
+            self._send_rows(rows.slice(0, half))
+            self._send_rows(rows.slice(half, len(rows) - half))
+            return
         while len(self._sent) >= WRITES_IN_FLIGHT:
-            self._finish(self._sent.popleft())
-        self._sent.append(_Sent(request, len(newer), self._start(request)))
+            self._finish_first()
+        self._sent.append(_Sent(request, len(rows), self._start(request)))
 
     def _start(self, request: bytes) -> Any:
-        timeout = None
+        timeout = min(self._core.channel.timeout_seconds, LATE_SECONDS / 2)
         if self._lease is not None:
             self._lease.check()
-            timeout = min(self._core.channel.timeout_seconds, self._lease.remaining_seconds())
+            timeout = min(timeout, self._lease.remaining_seconds())
         return self._core.channel.start_upsert(request, timeout)
 
     def _finish(self, sent: _Sent) -> None:
@@ -187,11 +203,17 @@ class ViewWriter:
             )
 
     def _reply(self, future: Any) -> Any:
+        was_unsure, self._is_unsure = (
+            self._is_unsure,
+            True,
+        )  # Without an answer it may be stored yet, later than what is written next.
         try:
-            return self._core.channel.finish(future)
-        except StoreUnavailable:
-            self._is_unsure = True  # It may be stored yet, later than what is written next.
+            reply = self._core.channel.finish(future)
+        except StoreRequestError as error:
+            self._is_unsure = was_unsure or error.code == 0  # A code is Milvus's own answer.
             raise
+        self._is_unsure = was_unsure
+        return reply
 
     def _settle(self) -> None:
         """Wait for what an error left under way, since the lease is given back next; what may come late is remembered."""

@@ -122,12 +122,11 @@ def test_of_many_writers_one_has_the_lease_at_a_time(where):
 
 
 def test_the_variable_names_the_ledger(tmp_path, monkeypatch):
-    """The variable wins over the configuration, and that over the home's file."""
+    """The variable wins over the home's file."""
     home = Home(tmp_path)
     assert ledger_of(home) == home.leases
-    assert ledger_of(home, "postgresql://a/b") == "postgresql://a/b"
     monkeypatch.setenv(LEDGER_VARIABLE, "postgresql://c/d")
-    assert ledger_of(home, "postgresql://a/b") == "postgresql://c/d"
+    assert ledger_of(home) == "postgresql://c/d"
 
 
 @pytest.mark.parametrize("url", ["nothing", "mysql://u:secret@h/d", "postgresql+psycopg://u:secret@127.0.0.1:1/d"])
