@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from feature_store.errors import PointInTimeError, SchemaDriftError
 from feature_store.feast_references import full_name, resolve
 from feature_store.feast_source import DELETED_TAG, source_files
-from feature_store.feast_types import arrow_type
+from feature_store.feast_types import arrow_type, is_message
 
 MICROSECOND: Final = timedelta(microseconds=1)
 # A row's number is its file's place in the list of files, times this, plus its place in the file.
@@ -298,7 +298,7 @@ def _is_local_parquet(source: Any) -> bool:
 def _declared(dtype: Any) -> pa.DataType | None:
     """A feature's type by its definition, the same as online; None for types that only Feast's own stores keep."""
     try:
-        return arrow_type(dtype)
+        return None if is_message(dtype) else arrow_type(dtype)
     except SchemaDriftError:
         return None
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import grpc
 import grpc.aio
@@ -27,9 +27,9 @@ OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 60_000),
-    # Else all channels to one address would share a connection.
-    ("grpc.use_local_subchannel_pool", 1),
 ]
+# Else all channels of a process to one address share a connection; which is well for one, since a restarted server is then found at once.
+OWN_CONNECTION: Final = ("grpc.use_local_subchannel_pool", 1)
 
 
 class MilvusChannel:
@@ -69,9 +69,10 @@ class MilvusChannel:
         self.uri = _without_secrets(uri)
         self.timeout_seconds = timeout_seconds
         self._target = f"{parsed.hostname}:{parsed.port or DEFAULT_PORT}"
-        in_uri = f"{parsed.username}:{parsed.password}" if parsed.username else ""
+        in_uri = f"{unquote(parsed.username)}:{unquote(parsed.password or '')}" if parsed.username else ""
         self._metadata = _metadata(token or (f"{user}:{password}" if user else in_uri), db)
         self._credentials = _credentials(ca_file) if ca_file or parsed.scheme == "https" else None
+        self._options = [*OPTIONS, OWN_CONNECTION] if channels > 1 else OPTIONS
         self._channels = [self._open(grpc) for _ in range(channels)]
         self._stubs = itertools.cycle([milvus_pb2_grpc.MilvusServiceStub(channel) for channel in self._channels])
         self._upserts = itertools.cycle([_raw_upsert(channel) for channel in self._channels])
@@ -82,8 +83,8 @@ class MilvusChannel:
 
     def _open(self, library: Any) -> Any:
         if self._credentials is not None:
-            return library.secure_channel(self._target, self._credentials, options=OPTIONS)
-        return library.insecure_channel(self._target, options=OPTIONS)
+            return library.secure_channel(self._target, self._credentials, options=self._options)
+        return library.insecure_channel(self._target, options=self._options)
 
     def start(self, method: str, request: Any, timeout_seconds: float | None = None) -> Any:
         """Send a request and return its future; give it to `finish`."""

@@ -9,6 +9,7 @@ from milvus_rows import times
 
 from encoders.space import EmbeddingSpace
 from feature_store import embedded
+from feature_store.connection import store_name
 from feature_store.errors import (
     FeatureStoreError,
     LeaseError,
@@ -259,7 +260,7 @@ def test_a_view_that_somebody_writes_is_waited_for_and_then_refused(tables, feas
     monkeypatch.setattr(feast_online, "WAIT_FOR_WRITER_SECONDS", 0.1)
     write_items(tables, ["a"], [1])
     with (
-        Leases(tables.home.leases).hold("item_profile"),
+        Leases(tables.home.leases, store=store_name()).hold("item_profile"),
         pytest.raises(LeaseError, match="item_profile is being written"),
     ):
         feast_cli.materialize(tables.home, views=["item_profile"])
