@@ -4,6 +4,7 @@ import os
 import secrets
 
 import numpy as np
+import prometheus_client  # noqa: F401 - before Feast, whose metrics make every registry of the process share files
 import pytest
 
 from feature_store import embedded
@@ -13,6 +14,8 @@ from feature_store.milvus_core import MilvusCore
 from feature_store.tables import Tables
 
 SEED_VARIABLE = "TRIPTYCH_TEST_SEED"
+# The last is set by Feast when it is imported, and would reach every server that a test starts.
+OTHERS = ("TRIPTYCH_ENCODERS", "TRIPTYCH_LEDGER_URL", "TRIPTYCH_REBUILD", "PROMETHEUS_MULTIPROC_DIR")
 SEED = int(os.environ.get(SEED_VARIABLE) or secrets.randbelow(2**31))
 
 
@@ -36,7 +39,7 @@ def rng(seed):
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """No test sees the root folder, the Milvus or the encoders of the person who runs it."""
-    for name in (HOME_VARIABLE, FEAST_YAML_VARIABLE, URI_VARIABLE, TOKEN_VARIABLE, DB_VARIABLE, "TRIPTYCH_ENCODERS"):
+    for name in (HOME_VARIABLE, FEAST_YAML_VARIABLE, URI_VARIABLE, TOKEN_VARIABLE, DB_VARIABLE, *OTHERS):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -164,6 +164,7 @@ def fill(home, old, new):
 def retire(home, old):
     """`--wait` waits until no model needs the old space; then exactly its collections are dropped."""
     with ThreadPoolExecutor() as pool:
+        (home.logs / "retire.err").touch()
         waiting = pool.submit(subprocess_run, home, "spaces", "retire", old, "--wait")
         until(lambda: "waiting for one" in (home.logs / "retire.err").read_text(), seconds=60)
         run(model.app, "remove", "one")

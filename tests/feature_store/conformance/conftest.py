@@ -7,6 +7,9 @@ import pytest
 from known_failures import STOCK
 from stores import SPARES, stock_store, triptych_store
 
+from feature_store import embedded
+from feature_store.home import Home
+
 HERE = Path(__file__).parent
 
 
@@ -22,14 +25,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def milvus_server(tmp_path_factory):
+    """An embedded server of the suite's own, since its views live as long as the test run."""
+    home = Home(tmp_path_factory.mktemp("conformance"))
+    yield embedded.start(home).uri
+    embedded.stop(home)
+
+
+@pytest.fixture(scope="session")
 def lite_store(tmp_path_factory, milvus_server):
-    """The plug-in on the embedded server, in which its views do not outlive the suite."""
+    """The plug-in on the embedded server."""
     store = triptych_store("lite", tmp_path_factory.mktemp("lite_store"), milvus_server)
-    before = set(store.online.core(store.config).list_views())
     yield store.prepared()
-    core = store.online.core(store.config)
-    for name in set(core.list_views()) - before:
-        core.drop_view(name)
     asyncio.run(store.online.close())
 
 
@@ -42,9 +49,8 @@ def standalone_store(tmp_path_factory, standalone_uri):
 
 
 @pytest.fixture(scope="session")
-def feast_stock_store(tmp_path_factory, milvus_server, lite_store):
-    """Feast's own Milvus store on the embedded server, whose views `lite_store` clears away."""
-    assert lite_store
+def feast_stock_store(tmp_path_factory, milvus_server):
+    """Feast's own Milvus store on the embedded server."""
     store = stock_store("stock", tmp_path_factory.mktemp("stock_store"), milvus_server)
     yield store.prepared()
     if store.online.client is not None:
