@@ -39,13 +39,13 @@ def measure(options: Options, record: Record) -> None:
         ours = child(root, "ours", LABELS, versions)
         if options.wants("versions"):
             stock = child(root, "stock", LABELS, versions)
-            record.claim("training_set_wall_stock_over_ours", stock["seconds"] / ours["seconds"], "x", bar=2)
-            record.claim("training_set_memory_stock_over_ours", stock["mib"] / ours["mib"], "x", bar=4)
+            record.claim("training_set_wall_stock_over_ours", stock["seconds"] / ours["seconds"], "ratio", bar=2)
+            record.claim("training_set_memory_stock_over_ours", stock["mib"] / ours["mib"], "ratio", bar=4)
             record.note("stock", stock)
         record.note("ours", ours)
         if options.wants("labels"):
             more = child(root, "ours", MORE_LABELS, versions)
-            record.claim("training_set_memory_10x_labels", more["mib"] / ours["mib"], "x", bar=2, better="lower")
+            record.claim("training_set_memory_10x_labels", more["mib"] / ours["mib"], "ratio", bar=2, better="lower")
             record.note("ours, ten times as many labels", more)
         record.note("data", {"keys": KEYS, "versions of each": versions, "dim": DIM, "labels": LABELS})
 
