@@ -19,13 +19,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureService, FeatureStore, FeatureView, FileSource
-from feast.data_format import ParquetFormat
 from feast.infra.offline_stores.ibis import get_historical_features_ibis
 from numpy.typing import NDArray
 
 from feature_store.errors import PointInTimeError, SchemaDriftError
 from feature_store.feast_references import full_name, resolve
-from feature_store.feast_source import DELETED_TAG, source_files
+from feature_store.feast_source import DELETED_TAG, is_local_parquet, source_files
 from feature_store.feast_types import arrow_type, is_message
 
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -274,7 +273,7 @@ class _Versions:
 def _parquet_source(view: FeatureView, repo_path: Path | None) -> FileSource:
     """The view's source, with its path as Feast's commands see it: relative to the repository."""
     source: Any = getattr(view, "batch_source", None)
-    if not _is_local_parquet(source):
+    if not is_local_parquet(source):
         kind = f"{type(source).__name__} {getattr(source, 'path', '')}".strip()
         raise PointInTimeError(
             f"view {view.name} reads a {kind}: features are joined from FileSources of local Parquet files"
@@ -287,12 +286,6 @@ def _parquet_source(view: FeatureView, repo_path: Path | None) -> FileSource:
         created_timestamp_column=source.created_timestamp_column,
         field_mapping=source.field_mapping,
     )
-
-
-def _is_local_parquet(source: Any) -> bool:
-    if not isinstance(source, FileSource) or "://" in source.path:
-        return False
-    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
 
 
 def _declared(dtype: Any) -> pa.DataType | None:

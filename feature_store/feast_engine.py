@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from feast import FeatureView, FileSource
-from feast.data_format import ParquetFormat
+from feast import FeatureView
 from feast.feature_view import DUMMY_ENTITY_NAME
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
@@ -23,7 +22,7 @@ from feast.repo_config import FeastConfigBaseModel
 from feature_store.ahead import ahead
 from feature_store.errors import StoreRequestError
 from feature_store.feast_online import TriptychOnlineStore, home_of, leases_of, store_of
-from feature_store.feast_source import NewestRows, Window
+from feature_store.feast_source import NewestRows, Window, is_local_parquet
 from feature_store.feast_types import MICROSECONDS, is_message, view_schema
 from feature_store.ledger import ledger_of
 from feature_store.watermarks import Watermark, Watermarks
@@ -176,8 +175,7 @@ def _is_columnar(view: FeatureView) -> bool:
         return False
     if view.entities == [DUMMY_ENTITY_NAME] or any(is_message(feature.dtype) for feature in view.features):
         return False
-    is_parquet = isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None)
-    return is_parquet and "://" not in source.path
+    return is_local_parquet(source)
 
 
 def _aware(time: datetime) -> datetime:

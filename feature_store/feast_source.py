@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureView, FileSource
+from feast.data_format import ParquetFormat
+from feast.data_source import DataSource
 from numpy.typing import NDArray
 
 from feature_store.errors import TableError
@@ -166,6 +168,13 @@ def _mark(masks: dict[str, NDArray[np.bool_]], winners: pa.RecordBatch) -> None:
 def _timestamps(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of times in microseconds, UTC; times without a zone are UTC, as Feast has it."""
     return column.cast(TIMESTAMP, safe=False)
+
+
+def is_local_parquet(source: DataSource) -> bool:
+    """Whether a source is Parquet files of this machine."""
+    if not isinstance(source, FileSource) or "://" in source.path:
+        return False
+    return source.file_format is None or isinstance(source.file_format, ParquetFormat)
 
 
 def source_files(source: FileSource, root: Path | None = None) -> list[Path]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import RefusedRowsError, SchemaDriftError
 from feature_store.milvus_schema import ViewSchema
-from feature_store.milvus_wire import float_array
+from feature_store.milvus_wire import arrow_array, float_array
 from feature_store.rebuilding import check_name
 from feature_store.schemas import TIMESTAMP
 
@@ -247,18 +247,10 @@ def rows_table(
     for name, arrow in types.items():
         values = [from_value(features.get(name, Value()), arrow) for _, features, _, _ in rows]
         try:
-            columns[name] = _array(values, arrow)
+            columns[name] = arrow_array(values, arrow)
         except pa.ArrowException as error:
             raise RefusedRowsError(f"view {schema.name}: feature {name} must be {arrow}: {error}", []) from error
     return pa.table(columns)
-
-
-def _array(values: list[Any], arrow: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(arrow):
-        return pa.array(values, pa.int64()).cast(arrow)
-    if pa.types.is_list(arrow) and pa.types.is_timestamp(arrow.value_type):
-        return pa.array(values, pa.list_(pa.int64())).cast(arrow)
-    return pa.array(values, arrow)
 
 
 def _aware(time: datetime | None) -> datetime | None:

@@ -224,3 +224,12 @@ def _same(value: Any) -> Any:
 def null_mask(names: Sequence[Any], name: str) -> NDArray[np.bool_]:
     """Which rows [n] have no value for a feature, of each row's names of null features."""
     return np.fromiter((name in row for row in names), np.bool_, len(names))
+
+
+def arrow_array(values: Sequence[Any], arrow: pa.DataType) -> pa.Array:
+    """A feature's values, as `decode` gives them, as an Arrow array of its type."""
+    if pa.types.is_timestamp(arrow):
+        return pa.array(values, pa.int64()).cast(arrow)
+    if pa.types.is_list(arrow) and pa.types.is_timestamp(arrow.value_type):
+        return pa.array(values, pa.list_(pa.int64())).cast(arrow)
+    return pa.array(values, arrow)

@@ -16,7 +16,7 @@ from feature_store.lease import Lease
 from feature_store.milvus_core import MilvusCore
 from feature_store.milvus_reply import block, feature_column
 from feature_store.milvus_schema import CREATED, DELETED, EVENT, KEY, NULLS, ViewSchema, check_drift, is_rebuildable
-from feature_store.milvus_wire import numbers, scalar_values
+from feature_store.milvus_wire import arrow_array, numbers, scalar_values
 from feature_store.schemas import timestamps
 from feature_store.writing import ViewWriter
 
@@ -93,18 +93,13 @@ def _rows(stored: ViewSchema, target: ViewSchema, reply: Mapping[str, Any]) -> p
         "deleted": pa.array(dead),
     }
     for name, arrow in target.fields.items():
-        columns[name] = _feature(stored, reply, name, arrow) if name in stored.fields else pa.nulls(len(keys), arrow)
+        columns[name] = (
+            arrow_array(feature_column(stored, reply, name), arrow)
+            if name in stored.fields
+            else pa.nulls(len(keys), arrow)
+        )
     if target.vector_field is not None:
         vectors = block(stored, reply)
         offsets = np.arange(0, vectors.size + 1, target.dim, dtype=np.int32)
         columns[target.vector_field] = pa.ListArray.from_arrays(offsets, vectors.reshape(-1))
     return pa.table(columns)
-
-
-def _feature(stored: ViewSchema, reply: Mapping[str, Any], name: str, arrow: pa.DataType) -> pa.Array:
-    values = feature_column(stored, reply, name)
-    if pa.types.is_timestamp(arrow):
-        return pa.array(values, pa.int64()).cast(arrow)
-    if pa.types.is_list(arrow) and pa.types.is_timestamp(arrow.value_type):
-        return pa.array(values, pa.list_(pa.int64())).cast(arrow)
-    return pa.array(values, arrow)
