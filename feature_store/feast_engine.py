@@ -106,18 +106,20 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         marks, leases = Watermarks(ledger_of(home_of(config.online_store)), store_of(config)), leases_of(config)
 
         def select() -> tuple[Window, NewestRows]:
-            is_whole = core.count_rows(view.name) == 0 or leases.has_late(view.name)
-            window = self._window(view, task, None if is_whole else marks.read(task.project, view.name))
+            mark = marks.read(task.project, view.name)
+            if mark is not None and (core.count_rows(view.name) == 0 or leases.has_late(view.name)):
+                mark = None
+            window = self._window(view, task, mark)
             overlap_us = self.config.overlap_seconds * MICROSECONDS
             return window, NewestRows(view, schema, window, overlap_us, config.repo_path)
 
         window, rows = select()  # before the lease is taken, since it may take longer than a lease lasts
         with self.online_store.writer(config, view, distinct=True) as writer:
-            started, before = leases.now(), core.count_rows(view.name)
-            if window.mark is not None and (before == 0 or leases.has_late(view.name)):
+            started = leases.now()
+            if window.mark is not None and (writer.rows_before == 0 or leases.has_late(view.name)):
                 window, rows = select()
             self._stream(writer, view.name, rows, task)
-            total = self._verify(writer, view.name, before)
+            total = self._verify(writer, view.name)
             if window.start_us is None and rows.created_us is not None:
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
                 if window.mark is None:
@@ -144,16 +146,17 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         with closing(task.tqdm_builder(count)) as bar:
             yield bar.update
 
-    def _verify(self, writer: ViewWriter, view: str, before: int) -> int:
-        """Seal what was written and count the view's rows: those of before, and one for each new id."""
+    def _verify(self, writer: ViewWriter, view: str) -> int:
+        """Count the view's rows: those of before, and one for each new id. Then seal what was written."""
         core = self.online_store.core(self.repo_config)
-        if writer.written.stored:
-            core.flush(view)
-        found, wanted = int(core.count_rows(view)), before + writer.written.new
+        found: int = core.count_rows(view)
+        wanted = (writer.rows_before or 0) + writer.written.new
         if found != wanted:
             raise StoreRequestError(
                 f"view {view} holds {found} rows after the load, and {wanted} were acknowledged: materialize it again"
             )
+        if writer.written.stored:
+            core.seal(view)
         return found
 
     def _window(self, view: FeatureView, task: MaterializationTask, mark: Watermark | None) -> Window:

@@ -3,6 +3,7 @@
 A part is written under a temporary name that no reader's pattern matches, synced, then renamed: a reader sees all of it or nothing.
 """
 
+import io
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,9 +26,28 @@ def write_part(folder: Path, table: pa.Table, name: str | None = None) -> Path:
     """Write `table` as one new part of `folder`; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name or f"part-{now_us():020d}-{uuid.uuid4().hex[:8]}.parquet")
+    codecs = _codecs(table.schema)
     with whole(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=MAX_ROWS_PER_GROUP)
+        pq.write_table(
+            table,
+            temporary,
+            compression=codecs,
+            use_dictionary=[column for column, codec in codecs.items() if codec != "none"],
+            row_group_size=MAX_ROWS_PER_GROUP,
+        )
     return path
+
+
+def _codecs(schema: pa.Schema) -> dict[str, str]:
+    """Codec of each leaf column: zstd, but none for lists of float32, since vectors get hardly smaller and are read twice as fast."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    leaves = pq.read_metadata(empty).schema
+    columns = [leaves.column(at) for at in range(len(leaves))]
+    return {
+        column.path: "none" if column.physical_type == "FLOAT" and column.max_repetition_level else "zstd"
+        for column in columns
+    }
 
 
 def ensure_zero_rows(folder: Path, schema: pa.Schema) -> None:

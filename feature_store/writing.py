@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -89,8 +90,12 @@ class ViewWriter:
         self._looks: deque[_Look] = deque()
         self._sent: deque[_Sent] = deque()
         self._is_unsure = False  # whether a request was sent whose outcome is not known
-        # Nobody else writes under the lease: of a view that was empty when it was taken, nothing needs to be looked up.
-        self._is_empty = distinct and core.count_rows(view) == 0
+        self._counting = core.start_count_rows(view) if distinct else None
+
+    @cached_property
+    def rows_before(self) -> int | None:
+        """Rows of the view when the writer began, tombstones too; None where it was not asked for (`distinct`)."""
+        return None if self._counting is None else self._counting()
 
     def __enter__(self) -> Self:
         return self
@@ -149,7 +154,7 @@ class ViewWriter:
 
     def _look(self, part: Batch) -> _Look:
         """Ask for the stored versions of a part, without waiting for the reply."""
-        if self._is_empty:
+        if self.rows_before == 0:  # Nobody else writes under the lease: nothing needs to be looked up.
             return _Look(part, dict)
         replies = [
             self._core.start_query(self._view, request)

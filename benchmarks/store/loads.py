@@ -48,7 +48,7 @@ class Loads:
         return {side: costs[side] for side in SIDES}
 
     def bare(self) -> dict[str, float]:
-        """The recorded upserts into a new view with as many under way, then the same flush."""
+        """The recorded upserts into a new view with as many under way, then the same seal."""
         view = self.site.new_name("bare")
         self.site.core.create_view(replace(self._schema, name=view))
         with self.site.worker() as process:

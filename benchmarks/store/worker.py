@@ -85,10 +85,10 @@ class Worker:
         self._made["Upsert"] = [into(view, path.read_bytes()) for path in sorted(Path(folder).iterdir())]
 
     def bare_upsert(self, view: str, in_flight: int) -> dict[str, float]:
-        """Send the prepared upserts, and flush as the core does."""
+        """Send the prepared upserts, and seal as the engine does."""
         with used() as usage:
             upserts = self._bare.upsert(self._made["Upsert"], in_flight)
-            self._core.flush(view)
+            self._core.seal(view)
         return {**asdict(usage), "upsert_seconds": upserts}
 
     # Reading
