@@ -1,49 +1,93 @@
-"""Write the committed results into README.md: `python -m benchmarks.readme`, or with `--check` see that they are the same.
+"""Write the committed results into README.md and docs/operations.md: `python -m benchmarks.readme`, or with `--check` see that they are the same.
 
-A table goes between `<!-- results of NAME -->` and `<!-- end of results -->`, from `benchmarks/results/NAME.json`.
+A table goes between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`, from `benchmarks/results/NAME.json`. Kinds: `results` are the claims,
+`costs` what the feature store costs by catalogue size, `sizes` what `store_sizing` has weighed.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-README: Final = ROOT / "README.md"
+PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "operations.md")
 RESULTS: Final = ROOT / "benchmarks" / "results"
-_PLACES: Final = re.compile(r"(?<=<!-- results of )(\w+)( -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+_PLACES: Final = re.compile(r"<!-- (results|costs|sizes) of (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
     """`text` with every place for a table filled from its file of results; a missing file is a `FileNotFoundError`."""
-    return _PLACES.sub(lambda place: f"{place[1]}{place[2]}{_table(results / f'{place[1]}.json')}", text)
+
+    def table(place: re.Match[str]) -> str:
+        kind, name = place[1], place[2]
+        found = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        return f"<!-- {kind} of {name} -->\n{''.join(_TABLES[kind](found))}<!-- end of {kind} -->"
+
+    return _PLACES.sub(table, text)
 
 
-def _table(path: Path) -> str:
-    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
-    return "".join(["| claim | value | unit | bar | |\n", "| --- | --- | --- | --- | --- |\n", *map(_row, claims)])
+def _claims(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| claim | value | unit | bar | |\n| --- | --- | --- | --- | --- |\n"
+    for claim in found["claims"]:
+        sign, mark = "≥" if claim["better"] == "higher" else "≤", "holds" if claim["holds"] else "**missed**"
+        yield f"| `{claim['name']}` | {claim['value']:.3g} | {claim['unit']} | {sign} {claim['bar']:g} | {mark} |\n"
 
 
-def _row(claim: Mapping[str, Any]) -> str:
-    sign, mark = "≥" if claim["better"] == "higher" else "≤", "holds" if claim["holds"] else "**missed**"
-    return f"| `{claim['name']}` | {claim['value']:.3g} | {claim['unit']} | {sign} {claim['bar']:g} | {mark} |\n"
+def _costs(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| rows | load, s | CPU per row, us | peak memory, MB | until indexed, s | read 500, ms (bare) | top 100, ms (bare) | recall@100 |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    for (rows,), cost in _matching(found, r"size_(\d+)"):
+        yield (
+            f"| {int(rows):,} | {cost['load_seconds']:.1f} | {cost['load_cpu_us_per_row']:.0f} | {cost['load_peak_mb']} "
+            f"| {cost['settle_seconds']} | {cost['read500_ms']:.1f} ({cost['read500_bare_ms']:.1f}) "
+            f"| {cost['search100_ms']:.1f} ({cost['search100_bare_ms']:.1f}) | {cost['search100_recall']:.3f} |\n"
+        )
+
+
+def _sizes(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| server | vectors | dim | index | disk | of it index | memory | peak memory |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+    )
+    for (server, rows, dim, index), weighed in _matching(found, r"(\w+)_(\d+)_(\d+)_([A-Z]+)"):
+        sizes = [
+            f"{weighed[f'{name}_bytes_per_item']:,} ({weighed[f'{name}_over_vector']:.2f})"
+            for name in ("disk", "disk_index", "memory", "peak_memory")
+        ]
+        yield f"| {' | '.join([server, f'{int(rows):,}', dim, index, *sizes])} |\n"
+
+
+def _matching(found: Mapping[str, Any], key: str) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Details whose names match, in order: the names' groups and the values."""
+    for name, detail in found["details"].items():
+        if match := re.fullmatch(key, name):
+            yield match.groups(), detail
+
+
+_TABLES: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+    "results": _claims,
+    "costs": _costs,
+    "sizes": _sizes,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill README.md, or say whether it is filled with what the results say."""
-    parser = argparse.ArgumentParser(description="Write the committed results into README.md.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where README.md says something else"
-    )
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if not parser.parse_args(arguments).check:
-        README.write_text(new, encoding="utf-8")
-    elif new != old:
-        sys.exit("README.md is not what benchmarks/results say: run python -m benchmarks.readme")
+    """Fill the pages, or say whether they are filled with what the results say."""
+    parser = argparse.ArgumentParser(description="Write the committed results into README.md and docs/operations.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page says something else")
+    is_check = parser.parse_args(arguments).check
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = filled(old)
+        if not is_check:
+            page.write_text(new, encoding="utf-8")
+        elif new != old:
+            sys.exit(f"{page.name} is not what benchmarks/results say: run python -m benchmarks.readme")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import PointInTimeError, SchemaDriftError
 from feature_store.feast_references import full_name, resolve
-from feature_store.feast_source import DELETED_TAG, is_local_parquet, source_files
+from feature_store.feast_source import DELETED_TAG, is_local_parquet, source_files, sql_name, sql_text
 from feature_store.feast_types import arrow_type, is_message
 
 MICROSECOND: Final = timedelta(microseconds=1)
@@ -173,7 +173,7 @@ class _Versions:
         self._create(source)
 
     def _column(self, name: str) -> str:
-        return _quoted(self._renamed.get(name, name))
+        return sql_name(self._renamed.get(name, name))
 
     def _check_columns(self, source: FileSource) -> None:
         there = self._db.sql(f"SELECT * FROM {_read(self._files)} LIMIT 0").to_arrow_table().schema  # noqa: S608
@@ -193,7 +193,7 @@ class _Versions:
 
     def _create(self, source: FileSource) -> None:
         """One row per key and instant: the last created, then the last in the last file, as the online store is loaded."""
-        keys = "".join(f"{self._column(key)} AS {_quoted(key)}, " for key in self.keys)
+        keys = "".join(f"{self._column(key)} AS {sql_name(key)}, " for key in self.keys)
         event = f"CAST({self._column(source.timestamp_field)} AS TIMESTAMPTZ)"
         created = f"coalesce(CAST({self._column(source.created_timestamp_column or source.timestamp_field)} AS TIMESTAMPTZ), {event})"
         deleted = self._view.tags.get(DELETED_TAG)
@@ -256,7 +256,7 @@ class _Versions:
         in_list, file_row = numbers >> ROWS_PER_FILE_BITS, numbers & ((1 << ROWS_PER_FILE_BITS) - 1)
         used, file = np.unique(in_list, return_inverse=True)
         asof_wanted = pa.table({_ROW: numbers, "file_index": file.astype(np.uint64), "file_row_number": file_row})
-        columns = ", ".join(f"{self._column(name)} AS {_quoted(name)}" for name in self._types)
+        columns = ", ".join(f"{self._column(name)} AS {sql_name(name)}" for name in self._types)
         self._db.register("asof_wanted", asof_wanted)
         try:
             return self._db.sql(f"""
@@ -320,9 +320,5 @@ def _pandas(column: pa.ChunkedArray) -> Any:
 
 
 def _read(files: Sequence[str]) -> str:
-    names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+    names = ", ".join(map(sql_text, files))
     return f"read_parquet([{names}], union_by_name = true, hive_partitioning = false)"
-
-
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'

@@ -84,7 +84,7 @@ class NewestRows:
         """Which rows of each file are the newest of their key, as a mask, and the latest making time."""
         if not self._files:
             return {}, None
-        keys = ", ".join(_name(key) for key in self._stored_keys)
+        keys = ", ".join(sql_name(key) for key in self._stored_keys)
         event = _us(self._event)
         created = f"coalesce({_us(self._created)}, {event})"
         order = f"{event} DESC, {created} DESC, f DESC, file_row_number DESC"
@@ -101,7 +101,7 @@ class NewestRows:
         return masks, latest
 
     def _table(self) -> str:
-        files = ", ".join(_text(str(file)) for file in self._files)
+        files = ", ".join(sql_text(str(file)) for file in self._files)
         return f"read_parquet([{files}], union_by_name = true, hive_partitioning = false, filename = 'f', file_row_number = true)"
 
     def batches(self, rows: int) -> Iterator[pa.Table]:
@@ -194,12 +194,14 @@ def source_files(source: FileSource, root: Path | None = None) -> list[Path]:
 
 
 def _us(column: str) -> str:
-    return f"epoch_us(CAST({_name(column)} AS TIMESTAMPTZ))"
+    return f"epoch_us(CAST({sql_name(column)} AS TIMESTAMPTZ))"
 
 
-def _name(identifier: str) -> str:
+def sql_name(identifier: str) -> str:
+    """A column's name, quoted for SQL."""
     return '"' + identifier.replace('"', '""') + '"'
 
 
-def _text(value: str) -> str:
+def sql_text(value: str) -> str:
+    """A text literal, quoted for SQL."""
     return "'" + value.replace("'", "''") + "'"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,8 +26,17 @@ from serving.settings import ServeSettings
 STAGES: Final = ("decode", "prepare", "queue", "forward")
 LOADING_RETRY_SECONDS: Final = 2.0
 RESTART_RETRY_SECONDS: Final = 0.5
+FAILED_RETRY_SECONDS: Final = 300.0
 State = Callable[[bool], None]
 log = structlog.get_logger("serving.embedding")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was recorded of a space's encoder when it could not be loaded, and when that was, on the monotonic clock."""
+
+    options: Mapping[str, Any]
+    at: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Embedder:
         self._settings = settings
         self._metrics = metrics
         self._records = records
-        self._failed: dict[str, Mapping[str, Any]] = {}  # what was recorded when an encoder could not be loaded
+        self._left_out: dict[str, LeftOut] = {}  # by space
         self._encoders: Encoders | None = None
         self.pipeline = Pipeline(
             self._load,
@@ -88,7 +98,8 @@ class Embedder:
     async def serve_spaces(self, space_ids: Collection[str]) -> None:
         """Load the recorded encoders of these spaces, where there are such, so that queries can be embedded into them.
 
-        A space without one, and one whose encoder cannot be loaded, are left out and said in the log.
+        A space without one, and one whose encoder cannot be loaded, are left out and said in the log. What is recorded anew is tried at
+        the next call, what is not after `FAILED_RETRY_SECONDS`.
         """
         if self._encoders is not None:
             for space_id in set(space_ids).difference(space.space_id for space in self.spaces):
@@ -98,14 +109,16 @@ class Embedder:
         options: Mapping[str, Any] = {}
         try:
             record = next((one for one in self._records() if one.space.space_id == space_id and one.encoder), None)
-            if record is None or self._failed.get(space_id) == record.encoder:
+            options = record.encoder if record is not None else {}
+            if self._is_left_out(space_id, options):
                 return
-            options = record.encoder
+            if record is None:
+                self._leave_out(space_id, options, "no encoder is recorded for it")
+                return
             encoder = load_recorded(record.space, options)
             encoder.warm_up()
         except Exception as error:  # noqa: BLE001 - a model is served without queries rather than not at all
-            self._failed[space_id] = options
-            log.warning("no queries for this space", space_id=space_id, error=str(error))
+            self._leave_out(space_id, options, str(error))
             return
         encoders = self._encoders
         if encoders is None:
@@ -113,6 +126,17 @@ class Embedder:
         self.pipeline.add(encoder)
         self._encoders = encoders.joined(encoder, options)
         log.info("encoder loaded", space_id=space_id)
+
+    def _is_left_out(self, space_id: str, options: Mapping[str, Any]) -> bool:
+        """Whether the same record was tried a short while ago; where nothing is recorded, there is nothing to try again."""
+        last = self._left_out.get(space_id)
+        if last is None or last.options != options:
+            return False
+        return not options or time.monotonic() < last.at + FAILED_RETRY_SECONDS
+
+    def _leave_out(self, space_id: str, options: Mapping[str, Any], reason: str) -> None:
+        self._left_out[space_id] = LeftOut(options, time.monotonic())
+        log.warning("no queries for this space", space_id=space_id, error=reason)
 
     @property
     def spaces(self) -> list[EmbeddingSpace]:

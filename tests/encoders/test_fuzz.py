@@ -16,6 +16,8 @@ from tests.encoders.damage import damaged_files, repaired, whole_files
 
 ROOT = Path(__file__).resolve().parents[2]
 DECODE_SECONDS = 5.0
+MOST_GROWTH = 1.1
+MOST_REPEATS = 4
 # Decodes a corpus without torch, and prints resident bytes before and after and how many files gave media.
 SMALL_PROCESS = """
 import ctypes, gc, json, sys
@@ -77,18 +79,19 @@ def decode_corpus(pool, seed, count):
 def check_pool(seed, count):
     with DecodePool(2, MediaLimits(max_decode_seconds=DECODE_SECONDS)) as pool:
         decode_corpus(pool, seed, count)  # libraries load, and allocators grow to what the same files will need again
-        pids, before = pool.pids, statistics.median(map(resident_bytes, pool.pids))
-        codes, longest = decode_corpus(pool, seed, count)
-        print(f"seed {seed}: {count} files, longest {longest:.2f} s, {dict(codes.most_common())}")
-        assert sum(codes.values()) == count
-        assert set(codes) <= {"media", *MEDIA_CODES}
-        assert longest < DECODE_SECONDS + 1
-        assert pool.pids == pids, f"a decoder was replaced: {codes}"
-        after = statistics.median(map(resident_bytes, pids))
-        print(f"resident {before:,.0f} bytes before and {after:,.0f} after")
-        assert after < 1.1 * before
-        assert codes["media"] > count / 10
-        assert codes["media"] < count * 0.6
+        pids, growth = pool.pids, []
+        # A leak grows each time; which process gets a large file is chance, and it grows once for having it.
+        while len(growth) < MOST_REPEATS and (not growth or growth[-1] >= MOST_GROWTH):
+            before = statistics.median(map(resident_bytes, pids))
+            codes, longest = decode_corpus(pool, seed, count)
+            print(f"seed {seed}: {count} files, longest {longest:.2f} s, {dict(codes.most_common())}")
+            assert sum(codes.values()) == count
+            assert set(codes) <= {"media", *MEDIA_CODES}
+            assert longest < DECODE_SECONDS + 1
+            assert pool.pids == pids, f"a decoder was replaced: {codes}"
+            assert count / 10 < codes["media"] < count * 0.6
+            growth.append(statistics.median(map(resident_bytes, pids)) / before)
+        assert growth[-1] < MOST_GROWTH, f"resident memory grows each time, by {growth}"
 
 
 def check_small_process(seed, count):
@@ -102,7 +105,7 @@ def check_small_process(seed, count):
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"
     before, after, good, has_torch = json.loads(done.stdout)
     print(f"seed {seed}: {count} files, {good} gave media, resident {before:,} bytes before and {after:,} after")
-    assert after < 1.1 * before
+    assert after < MOST_GROWTH * before
     assert not has_torch
 
 

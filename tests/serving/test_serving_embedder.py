@@ -2,6 +2,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import structlog
 
 from encoders import TextEncoder
 from encoders.profiles import Encoders
@@ -138,6 +139,37 @@ def test_an_encoder_that_cannot_be_loaded_is_left_out(embedding, recorded):
     one._records = lambda: [recorded]
     asyncio.run(one.serve_spaces({recorded.space.space_id}))
     assert len(one.spaces) == 2
+
+
+def test_an_encoder_that_could_not_be_loaded_is_tried_again_in_a_while(embedding, recorded, monkeypatch):
+    """Its folder was away for a time: at once it is not tried again, later it is."""
+    one, load, tries = embedding(recorded), embedder.load_recorded, []
+
+    def flaky(space, options):
+        tries.append(space.space_id)
+        if len(tries) == 1:
+            raise OSError("the folder is away")
+        return load(space, options)
+
+    monkeypatch.setattr(embedder, "load_recorded", flaky)
+    wanted = {recorded.space.space_id}
+    asyncio.run(one.serve_spaces(wanted))
+    asyncio.run(one.serve_spaces(wanted))
+    assert (len(tries), len(one.spaces)) == (1, 1)
+    monkeypatch.setattr(embedder, "FAILED_RETRY_SECONDS", 0.0)
+    asyncio.run(one.serve_spaces(wanted))
+    assert (len(tries), len(one.spaces)) == (2, 2)
+
+
+def test_a_space_without_a_recorded_encoder_is_said_once(embedding):
+    """Models are looked after every few seconds; the log says it at the first time."""
+    one = embedding()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            asyncio.run(one.serve_spaces({"text_unknown_00000000"}))
+    assert [(line["event"], line["space_id"]) for line in logs] == [
+        ("no queries for this space", "text_unknown_00000000")
+    ]
 
 
 def test_the_successor_of_a_retired_space_answers(embedding, recorded):
