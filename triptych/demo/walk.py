@@ -7,16 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 SERVER_START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 15.0
+LOOK_SECONDS: Final = 0.2  # how often a walk that waits looks whether it was asked to end
 SHOWN_LOG_LINES: Final = 15
 # The demo has its own root, store and server, whatever the caller's shell points at.
 FOREIGN_VARIABLES: Final = ("TRIPTYCH_MILVUS_URI", "TRIPTYCH_TARGET", "TRIPTYCH_ENCODERS", "FEAST_FS_YAML_FILE_PATH")
@@ -40,6 +41,7 @@ class Walk:
         self._home, self._logs, self._keep_running = home, logs, keep_running
         self._server: subprocess.Popen[str] | None = None
         self._store_started = False
+        self._asked: int | None = None  # the number of the signal by which the walk was asked to end
         self._bar = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
@@ -51,7 +53,7 @@ class Walk:
 
     def __enter__(self) -> Self:
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._old_handler = signal.signal(signal.SIGTERM, _leave)
+        self._old_handler = signal.signal(signal.SIGTERM, self._ask)
         self._bar.start()
         return self
 
@@ -64,6 +66,21 @@ class Walk:
         finally:
             self._bar.stop()
             signal.signal(signal.SIGTERM, self._old_handler)
+        if error is None:
+            self._leave_if_asked()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
+        """Remember a termination request.
+
+        It does not raise: an error from a handler comes at any instant, in the middle of starting a command or where Python drops it.
+        """
+        self._asked = number
+
+    def _leave_if_asked(self) -> None:
+        """Unwind the stack, once, so that everything started is stopped on the way out."""
+        if self._asked is not None:
+            code, self._asked = 128 + self._asked, None
+            raise SystemExit(code)
 
     @contextmanager
     def stage(self, name: str, description: str) -> Iterator[None]:
@@ -72,6 +89,7 @@ class Walk:
         started = time.monotonic()
         try:
             yield
+            self._leave_if_asked()
         except BaseException:
             self._bar.update(task, description=f"[bold red]{name:<12}[/] {description}: failed")
             raise
@@ -92,7 +110,7 @@ class Walk:
         with log.open("w", encoding="utf-8") as handle:
             process = self._start([module, *arguments], handle)
             try:
-                output, _ = process.communicate()
+                output = self._output(process)
             except BaseException:
                 _end(process)
                 raise
@@ -100,6 +118,13 @@ class Walk:
         if process.returncode not in ok:
             raise _failed(" ".join([module, *arguments]), process.returncode, log)
         return output
+
+    def _output(self, process: subprocess.Popen[str]) -> str:
+        """A command's output, once it has ended."""
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.communicate(timeout=LOOK_SECONDS)[0]
+            self._leave_if_asked()
 
     def start_store(self) -> None:
         """`triptych up`; it is stopped again even where starting it fails half-way."""
@@ -116,6 +141,7 @@ class Walk:
             self._server = self._start(["triptych", "serve", "--port", "0"], handle, stdout=handle)
         until = time.monotonic() + SERVER_START_SECONDS
         while time.monotonic() < until and self._server.poll() is None:
+            self._leave_if_asked()
             if file.exists():
                 self.address = str(json.loads(file.read_text())["address"])
                 with Client(self.address) as client:
@@ -166,8 +192,3 @@ def _failed(command: str, code: int | None, log: Path) -> StageError:
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-SHOWN_LOG_LINES:]
     state = "did not become ready" if code is None else f"ended with exit code {code}"
     return StageError("\n".join([f"`{command}` {state}; its log {log} ends:", *tail]))
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
-    """A termination request unwinds the stack, so that everything started is stopped on the way out."""
-    raise SystemExit(128 + number)

@@ -16,7 +16,7 @@ from feature_store.milvus_core import MilvusCore
 FEAST = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
-others = "torch torchaudio torchvision transformers open_clip av soundfile simplejpeg safetensors sklearn matplotlib cachetools"
+others = "torch torchaudio torchvision transformers open_clip av soundfile simplejpeg safetensors sklearn matplotlib"
 sys.modules.update(dict.fromkeys([*others.split(), "milvus", "pgserver", "psycopg"]))
 import yaml
 from feast.cli.cli import cli
