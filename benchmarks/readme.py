@@ -59,6 +59,8 @@ def _sizes(found: Mapping[str, Any]) -> Iterator[str]:
             f"{weighed[f'{name}_bytes_per_item']:,} ({weighed[f'{name}_over_vector']:.2f})"
             for name in ("disk", "disk_index", "memory", "peak_memory")
         ]
+        if not weighed["log_bytes_per_item"]:  # Milvus Lite keeps rows, index and log in one folder.
+            sizes[1] = "not told apart"
         yield f"| {' | '.join([server, f'{int(rows):,}', dim, index, *sizes])} |\n"
 
 

@@ -45,10 +45,16 @@ def test_results_that_are_not_there_are_named(tmp_path: Path):
 def test_sizes_and_costs_are_tables_too(tmp_path: Path):
     """Other kinds of tables come from the details, one line for each that matches."""
     weighed = {f"{name}_bytes_per_item": 2100 for name in ("disk", "disk_index", "memory", "peak_memory")}
+    weighed["log_bytes_per_item"] = 1
     weighed |= {f"{name}_over_vector": 1.03 for name in ("disk", "disk_index", "memory", "peak_memory")}
     cost = dict.fromkeys(("load_seconds", "load_cpu_us_per_row", "load_peak_mb", "settle_seconds"), 7)
     cost |= dict.fromkeys(("read500_ms", "read500_bare_ms", "search100_ms", "search100_bare_ms"), 2.25)
-    details = {"options": {}, "standalone_10000_512_HNSW": weighed, "size_1000": cost | {"search100_recall": 0.5}}
+    details = {
+        "options": {},
+        "embedded_5_4_FLAT": weighed | {"log_bytes_per_item": 0},
+        "standalone_10000_512_HNSW": weighed,
+        "size_1000": cost | {"search100_recall": 0.5},
+    }
     (tmp_path / "one.json").write_text(json.dumps({"claims": [], "details": details}))
     sizes = readme.filled("<!-- sizes of one -->\n<!-- end of sizes -->", tmp_path).splitlines()
     assert (
@@ -56,4 +62,4 @@ def test_sizes_and_costs_are_tables_too(tmp_path: Path):
     )
     costs = readme.filled("<!-- costs of one -->\n<!-- end of costs -->", tmp_path).splitlines()
     assert costs[3] == "| 1,000 | 7.0 | 7 | 7 | 7 | 2.2 (2.2) | 2.2 (2.2) | 0.500 |"
-    assert len(sizes) == len(costs) == 5
+    assert (len(sizes), len(costs)) == (6, 5)

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ from encoders.profiles import PROFILE_VARIABLE, PROFILES, load_profile
 from feature_store.home import Home
 from ingest.pipeline import MAX_UNKNOWN_SHARE, ingest_manifest
 from tests.encoders.chinese import TITLES, save_profile
+from tests.triptych.in_process import triptych
 
 
 @pytest.fixture(scope="module")
@@ -69,27 +67,21 @@ def test_texts_that_were_cut_are_counted(tmp_path, profile):
     assert (counts.texts, counts.cut) == (2, 1)
 
 
-def triptych(home, profile, *arguments):
-    environment = {**os.environ, "TRIPTYCH_HOME": str(home), "NO_COLOR": "1", PROFILE_VARIABLE: str(profile)}
-    command = [sys.executable, "-m", "triptych", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=250)
-
-
 def test_a_chinese_catalogue_goes_the_whole_way(tmp_path, catalogue, profile):
     """Ingested, materialized by Feast into Milvus, and found again: by its own words, and by its own picture."""
-    home = tmp_path / "home"
-    assert triptych(home, profile, "up").returncode == 0
+    home, variables = tmp_path / "home", {PROFILE_VARIABLE: str(profile)}
+    assert triptych(home, "up", **variables).returncode == 0
     try:
-        ingested = triptych(home, profile, "ingest", catalogue, "--json")
+        ingested = triptych(home, "ingest", catalogue, "--json", **variables)
         assert ingested.returncode == 0, ingested.stderr
         assert [counts["encoded"] for counts in json.loads(ingested.stdout)["modalities"].values()] == [4, 4, 4]
-        materialized = triptych(home, profile, "materialize", "--json")
+        materialized = triptych(home, "materialize", "--json", **variables)
         assert materialized.returncode == 0, materialized.stderr
         for arguments in (("text", TITLES["violin"]), ("image", catalogue.parent / "violin.png")):
-            found = triptych(home, profile, "search", *arguments, "--json")
+            found = triptych(home, "search", *arguments, "--json", **variables)
             assert found.returncode == 0, found.stderr
             first = json.loads(found.stdout)["results"][0]
             assert (first["item_id"], first["title"]) == ("violin", TITLES["violin"])
             assert first["score"] == pytest.approx(1.0, abs=2e-3)
     finally:
-        triptych(home, profile, "down")
+        triptych(home, "down", **variables)

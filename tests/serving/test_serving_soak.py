@@ -18,7 +18,7 @@ from tests.serving.live import WORDS, tiny_bert, tiny_clip
 from tests.serving.world import new_client, png, running, until
 
 SOAK_VARIABLE = "TRIPTYCH_SOAK_SECONDS"
-SHORT_SECONDS = 12.0
+SHORT_SECONDS = 6.0
 LONG_SECONDS = float(os.environ.get(SOAK_VARIABLE, "600"))  # read here: fixtures hide our variables from the servers
 CALIBRATION_SECONDS = 2.0
 CALLERS = 48  # that find the capacity at first: nearly as many as there are permits

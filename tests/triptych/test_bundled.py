@@ -1,17 +1,13 @@
 import json
-import os
-import subprocess
-import sys
 
 from tests.encoders.test_bundled_image import drawn
+from tests.triptych.in_process import triptych
 
 __all__ = ["drawn"]
 
 
-def triptych(*arguments):
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "triptych", "bundled", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=280)
+def bundled(home, *arguments):
+    return triptych(home, "bundled", *arguments, COLUMNS="160")
 
 
 def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
@@ -19,12 +15,12 @@ def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
     stamps, openmoji = drawn
     out = tmp_path / "checkpoint"
     arguments = ("--stamps", stamps, "--openmoji", openmoji, "--json")
-    done = triptych("train-image", *arguments, "--out", out)
+    done = bundled(tmp_path, "train-image", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["pictures"]["stamps test"] >= 5
     assert json.loads((out / "recipe.json").read_text())["seed"] == 0
-    judged = triptych("evaluate", *arguments, "--image", out)
+    judged = bundled(tmp_path, "evaluate", *arguments, "--image", out)
     assert judged.returncode == 0, judged.stderr
     figures = json.loads(judged.stdout)["image"]
     trained, untrained = (figures[name]["objects"] for name in ("trained", "untrained"))
@@ -35,7 +31,7 @@ def test_training_makes_words_find_held_out_pictures(drawn, tmp_path):
 
 def test_a_wrong_folder_is_refused_with_the_remedy(tmp_path):
     """A folder without stamps is refused in one line, which says where stamps come from."""
-    done = triptych("evaluate", "--stamps", tmp_path)
+    done = bundled(tmp_path, "evaluate", "--stamps", tmp_path)
     assert done.returncode == 1
     assert "apt-get download tuxpaint-stamps-default" in done.stderr
     assert "Traceback" not in done.stderr
@@ -43,6 +39,6 @@ def test_a_wrong_folder_is_refused_with_the_remedy(tmp_path):
 
 def test_evaluating_nothing_is_wrong_usage(tmp_path):
     """Without --stamps and --sounds there is nothing to measure."""
-    done = triptych("evaluate")
+    done = bundled(tmp_path, "evaluate")
     assert done.returncode == 2
     assert "--stamps" in done.stderr

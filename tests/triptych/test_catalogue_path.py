@@ -1,12 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+
+from tests.triptych.in_process import triptych
 
 ITEMS = {
     "blackbird": "A blackbird sings loudly in a tree",
@@ -14,12 +13,6 @@ ITEMS = {
     "tractor": "A red tractor on a farm",
     "violin": "A wooden violin with four strings",
 }
-
-
-def triptych(home, *arguments):
-    environment = {**os.environ, "TRIPTYCH_HOME": str(home), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "triptych", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=180)
 
 
 @pytest.fixture(scope="module")
