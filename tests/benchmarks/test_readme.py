@@ -57,9 +57,10 @@ def test_sizes_and_costs_are_tables_too(tmp_path: Path):
     }
     (tmp_path / "one.json").write_text(json.dumps({"claims": [], "details": details}))
     sizes = readme.filled("<!-- sizes of one -->\n<!-- end of sizes -->", tmp_path).splitlines()
-    assert (
-        sizes[3] == "| standalone | 10,000 | 512 | HNSW | 2,100 (1.03) | 2,100 (1.03) | 2,100 (1.03) | 2,100 (1.03) |"
-    )
+    assert sizes[3:5] == [
+        "| embedded | 5 | 4 | FLAT | 2,100 (1.03) | not told apart | 2,100 (1.03) | 2,100 (1.03) |",
+        "| standalone | 10,000 | 512 | HNSW | 2,100 (1.03) | 2,100 (1.03) | 2,100 (1.03) | 2,100 (1.03) |",
+    ]
     costs = readme.filled("<!-- costs of one -->\n<!-- end of costs -->", tmp_path).splitlines()
     assert costs[3] == "| 1,000 | 7.0 | 7 | 7 | 7 | 2.2 (2.2) | 2.2 (2.2) | 0.500 |"
     assert (len(sizes), len(costs)) == (6, 5)
