@@ -1,0 +1,122 @@
+"""Collaborative priors: what users who met the same items also met, in closed form (EASE and its kin) or as factors (SVD).
+
+They are baselines, make candidates for retrieval, and are an input of the fusion ranker, which must then see them out of fold: weights
+that were fitted on a user's own events have seen that user's labels.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+from numpy.typing import NDArray
+
+from ranker.errors import RankerError
+
+MAX_EASE_ITEMS: Final = 20_000  # the weights are items x items: 3.2 GB in float64 while they are fitted
+Floats = NDArray[np.float32]
+Fit = Callable[[scipy.sparse.csr_matrix], Floats]
+
+
+@dataclass(frozen=True)
+class EaseConfig:
+    """Settings of `fit_ease`.
+
+    Attributes:
+        l2: strength of ridge regularisation, in interactions.
+        dropout: share of a user's items that is hidden while the rest predicts them (0 is plain EASE).
+        user_power: a user with n items weighs n ** -user_power, so that a few heavy users do not say everything.
+        content: how many interactions a cosine of 1 between two items' content is worth.
+    """
+
+    l2: float = 500.0
+    dropout: float = 0.0
+    user_power: float = 0.0
+    content: float = 0.0
+
+
+def fit_ease(
+    histories: scipy.sparse.csr_matrix, config: EaseConfig | None = None, content: Floats | None = None
+) -> Floats:
+    """Item-item weights float32 [I, I] with a zero diagonal: `histories @ weights` scores every item for every user.
+
+    The minimum of `sum_u w_u |x_u - x_u B|^2 + sum_ij (l2 + dropout / (1 - dropout) g_i) B_ij^2` over B with a zero diagonal, where g_i
+    is the weighted count of item i (Steck, WWW 2019; with dropout: Steck, NeurIPS 2020).
+
+    Args:
+        histories: which user [U] met which item [I], 0 or 1, or weights.
+        config: the settings.
+        content: float32 [I, d], whose cosines are added to the Gram matrix as if users had met like items together; 0 where unknown.
+
+    Raises:
+        RankerError: there are more than `MAX_EASE_ITEMS` items, or a setting makes no sense.
+    """
+    config = config or EaseConfig()
+    items = histories.shape[1]
+    if items > MAX_EASE_ITEMS:
+        raise RankerError(
+            f"EASE keeps items x items weights, and {items:,} items are more than {MAX_EASE_ITEMS:,}: use svd"
+        )
+    if config.l2 <= 0 or not 0 <= config.dropout < 1:
+        raise RankerError(
+            f"EASE needs l2 above 0 and dropout from 0 up to 1, not l2 {config.l2} and dropout {config.dropout}"
+        )
+    gram = _gram(histories.astype(np.float64), config.user_power)
+    penalty = config.l2 + config.dropout / (1.0 - config.dropout) * gram.diagonal()
+    if content is not None and config.content:
+        gram += config.content * cosines(content)
+    gram[np.diag_indices(items)] += penalty
+    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
+    weights = np.asarray(inverse / -inverse.diagonal(), np.float32)
+    np.fill_diagonal(weights, 0.0)
+    return weights
+
+
+def _gram(histories: scipy.sparse.csr_matrix, user_power: float) -> NDArray[np.float64]:
+    """Weighted Gram matrix [I, I]; the weights' mean is 1, so that `l2` means the same for any power."""
+    counts = np.maximum(histories.getnnz(axis=1), 1).astype(np.float64)
+    weights = counts**-user_power
+    weighted = scipy.sparse.diags(weights / weights.mean()) @ histories
+    return np.asarray((weighted.T @ histories).todense())
+
+
+def cosines(content: Floats) -> NDArray[np.float64]:
+    """Cosines [I, I] between rows of content [I, d] about their mean; 0 for rows of zeros, whose content is unknown."""
+    raw = content.astype(np.float64)
+    there = np.abs(raw).sum(1) > 0
+    centred = np.where(there[:, None], raw - raw[there].mean(0) if there.any() else raw, 0.0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    return np.asarray(unit @ unit.T)
+
+
+def fit_svd(histories: scipy.sparse.csr_matrix, rank: int, *, seed: int = 0) -> Floats:
+    """Item factors float32 [I, rank] of the truncated SVD: `histories @ factors @ factors.T` scores every item for every user.
+
+    Raises `RankerError` where there are not more items and users than `rank`.
+    """
+    from sklearn.decomposition import TruncatedSVD
+
+    if rank < 1 or rank >= min(histories.shape):
+        raise RankerError(
+            f"rank {rank} must be from 1 to below the {min(histories.shape)} items or users that there are"
+        )
+    found = TruncatedSVD(rank, random_state=seed).fit(histories.astype(np.float64))
+    return np.asarray(found.components_.T, np.float32)
+
+
+def out_of_fold(
+    histories: scipy.sparse.csr_matrix, fit: Fit, folds: int, *, seed: int = 0
+) -> Iterator[tuple[NDArray[np.int64], Floats]]:
+    """(users, weights fitted on all other users) by fold; every user is in one of them.
+
+    What a model learns from must not have been fitted on its own labels: fitted on all of them, the prior knows the answer, and the
+    model learns to trust it more than it deserves.
+    """
+    users: Any = histories.shape[0]
+    if not 2 <= folds <= users:
+        raise RankerError(f"{folds} folds of {users} users: there must be from 2 to as many folds as users")
+    for held_out in np.array_split(np.random.default_rng(seed).permutation(users), folds):
+        kept = np.setdiff1d(np.arange(users), held_out)
+        yield np.sort(held_out), fit(histories[kept])
