@@ -54,6 +54,16 @@ class Sequences:
         found.data[:] = 1.0
         return found
 
+    def recent(self, events: NDArray[np.bool_], decay: float) -> Matrix:
+        """The same, where the n-th newest of a user's chosen events weighs `1 / (1 + decay n)`, and an item that came twice as its newest."""
+        at = np.flatnonzero(events)
+        after = np.searchsorted(self.user[at], self.user[at], side="right") - 1 - np.arange(len(at))
+        weights = (1.0 / (1.0 + decay * after)).astype(np.float32)
+        order = np.argsort(weights, kind="stable")  # the newest comes last, and is kept
+        found = np.zeros((self.users, len(self.item_names)), np.float32)
+        found[self.user[at][order], self.item[at][order]] = weights[order]
+        return scipy.sparse.csr_matrix(found)
+
 
 @dataclass(frozen=True)
 class LeaveOneOut:

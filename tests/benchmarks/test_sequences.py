@@ -31,6 +31,15 @@ def test_what_was_met_before_is_masked_and_what_is_asked_for_is_not(small):
     assert again.toarray().tolist() == [[0, 0, 1, 0, 0], [1, 0, 1, 0, 0]]
 
 
+def test_newer_events_weigh_more(small):
+    """Without decay all weigh 1; with it the newest does, and an item that came twice weighs as the newer one."""
+    everything = np.ones(8, bool)
+    assert (small.recent(everything, 0.0) != small.matrix(everything)).nnz == 0
+    decayed = small.recent(everything, 1.0).toarray()
+    assert decayed[0] == pytest.approx([0, 1 / 3, 1 / 4, 1 / 2, 1])
+    assert decayed[1] == pytest.approx([1 / 2, 1, 1 / 3, 0, 0])
+
+
 def public(load, *arguments):
     try:
         return load(*arguments)
