@@ -30,7 +30,7 @@ from feature_store.feast_types import arrow_type, is_message
 MICROSECOND: Final = timedelta(microseconds=1)
 # A row's number is its file's place in the list of files, times this, plus its place in the file.
 ROWS_PER_FILE_BITS: Final = 40
-_EVENT, _ROW, _LABEL = "asof_event", "asof_row", "asof_label"
+_EVENT, _SINCE, _ROW, _LABEL = "asof_event", "asof_since_us", "asof_row", "asof_label"
 # Feast finds the labels' time by this name.
 _FEAST_TIME: Final = "event_timestamp"
 
@@ -110,7 +110,7 @@ class AsOf:
         """By view, the number of the row that each label sees, null where none."""
         if not len(at_us):
             return {view.alias: pa.nulls(0, pa.int64()) for view in self._views}
-        asked_us = at_us - 1 if self._strict else at_us
+        asked_us = at_us - 1 if self._strict else at_us  # Feast's own join sees a row at the very instant.
         columns: dict[str, Any] = {
             _LABEL: np.arange(len(at_us)),
             _FEAST_TIME: pd.to_datetime(asked_us, unit="us", utc=True),
@@ -119,8 +119,8 @@ class AsOf:
             columns |= {name: _pandas(column) for name, column in view.label_keys(labels).items()}
         job = get_historical_features_ibis(
             config=self._store.config,
-            feature_views=[view.slim(strict=self._strict) for view in self._views],
-            feature_refs=[f"{view.alias}:{_ROW}" for view in self._views],
+            feature_views=[view.slim() for view in self._views],
+            feature_refs=[f"{view.alias}:{name}" for view in self._views for name in (_ROW, _SINCE)],
             entity_df=pd.DataFrame(columns),
             registry=self._store.registry,
             project=self._store.project,
@@ -134,7 +134,10 @@ class AsOf:
             table = job.to_arrow().sort_by(_LABEL)
         if table.num_rows != len(at_us):
             raise PointInTimeError(f"Feast's join gave {table.num_rows} rows for {len(at_us)} labels")
-        return {view.alias: table[f"{view.alias}__{_ROW}"].combine_chunks() for view in self._views}
+        return {
+            view.alias: view.unexpired(table[f"{view.alias}__{_ROW}"], table[f"{view.alias}__{_SINCE}"], at_us)
+            for view in self._views
+        }
 
     def _computed(self, table: pa.Table, labels: pa.Table) -> pa.Table:
         """Append what on-demand views make of the features and of the labels' own columns."""
@@ -203,24 +206,28 @@ class _Versions:
         # Names are quoted, and files are the repository's own.
         self._db.execute(f"""
             CREATE TABLE {self.alias} AS
-            SELECT {keys} {event} AS {_EVENT}, CASE WHEN {dead} THEN NULL ELSE {number} END AS {_ROW}
+            SELECT {keys} {event} AS {_EVENT}, epoch_us({event}) AS {_SINCE}, CASE WHEN {dead} THEN NULL ELSE {number} END AS {_ROW}
             FROM {_read(self._files)} WHERE {event} IS NOT NULL
             QUALIFY row_number() OVER (
                 PARTITION BY {same} ORDER BY {created} DESC, file_index DESC, file_row_number DESC
             ) = 1
         """)  # noqa: S608
 
-    def slim(self, *, strict: bool) -> FeatureView:
-        """What Feast's join is to see in place of the view: the table of row numbers, its row number as the one feature."""
-        # A label at t asks at t - 1 us; so that a row lives until its time plus the ttl there too, and no longer. Feast takes 0 for
-        # none, so the shortest ttl stays as it is.
-        ttl = getattr(self._view, "ttl", None)
-        if strict and ttl and ttl > MICROSECOND:
-            ttl -= MICROSECOND
+    def slim(self) -> FeatureView:
+        """What Feast's join is to see in place of the view: the table of row numbers and times, without a ttl, which ibis cannot always express."""
         source = FileSource(name=self.alias, path=self.alias, timestamp_field=_EVENT)
-        slim = FeatureView(name=self.alias, source=source, ttl=ttl)
+        slim = FeatureView(name=self.alias, source=source, ttl=timedelta(0))
         slim.entity_columns, slim.projection.join_key_map = [], dict(self.keys)
         return slim
+
+    def unexpired(self, rows: pa.ChunkedArray, since_us: pa.ChunkedArray, at_us: NDArray[np.int64]) -> pa.Array:
+        """The row numbers, null where the row's time plus the view's ttl lies before the label. A ttl of 0 is none, as in Feast."""
+        found = rows.combine_chunks()
+        ttl = getattr(self._view, "ttl", None)
+        if not ttl:
+            return found
+        age_us = at_us - since_us.combine_chunks().fill_null(0).to_numpy(zero_copy_only=False)
+        return pc.if_else(pa.array(age_us <= ttl // MICROSECOND), found, None)
 
     def label_keys(self, labels: pa.Table) -> dict[str, pa.ChunkedArray]:
         """The labels' join keys, in the types of this view's files. Raises `PointInTimeError` where they cannot be."""

@@ -105,18 +105,22 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
         core.check_drift(schema)
         marks, leases = Watermarks(ledger_of(home_of(config.online_store)), store_of(config)), leases_of(config)
 
+        def must_load_all() -> bool:
+            return leases.has_late(view.name) or leases.has_added(view.name)
+
         def select() -> tuple[Window, NewestRows]:
             mark = marks.read(task.project, view.name)
-            if mark is not None and (core.count_rows(view.name) == 0 or leases.has_late(view.name)):
+            if mark is not None and (core.count_rows(view.name) == 0 or must_load_all()):
                 mark = None
             window = self._window(view, task, mark)
             overlap_us = self.config.overlap_seconds * MICROSECONDS
             return window, NewestRows(view, schema, window, overlap_us, config.repo_path)
 
         window, rows = select()  # before the lease is taken, since it may take longer than a lease lasts
-        with self.online_store.writer(config, view, distinct=True) as writer:
+        rewrite = leases.has_added(view.name)
+        with self.online_store.writer(config, view, distinct=True, rewrite=rewrite) as writer:
             started = leases.now()
-            if window.mark is not None and (writer.rows_before == 0 or leases.has_late(view.name)):
+            if window.mark is not None and (writer.rows_before == 0 or must_load_all()):
                 window, rows = select()
             self._stream(writer, view.name, rows, task)
             total = self._verify(writer, view.name)
@@ -124,6 +128,8 @@ class TriptychComputeEngine(LocalComputeEngine):  # type: ignore[misc]
                 marks.write(task.project, view.name, Watermark(rows.created_us, window.end_us))
                 if window.mark is None:
                     leases.forget_late(view.name, started)
+                    if rewrite:
+                        leases.forget_added(view.name, started)
         return Loaded(writer.written.stored, writer.written.stale, total)
 
     def _stream(self, writer: ViewWriter, view: str, rows: NewestRows, task: MaterializationTask) -> None:

@@ -27,7 +27,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from feature_store.connection import connect, milvus_uri, store_name
 from feature_store.errors import StoreRequestError
-from feature_store.feast_types import entity_id, entity_key, rows_table, value_rows, view_schema
+from feature_store.feast_types import entity_id, entity_key, rows_table, store_ids, value_rows, view_schema
 from feature_store.home import FEAST_YAML_VARIABLE, HOME_VARIABLE, Home, find_home
 from feature_store.lease import Leases
 from feature_store.ledger import ledger_of
@@ -42,6 +42,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 WAIT_FOR_WRITER_SECONDS = 60.0
 VIEWS_AT_ONCE = 4
 FeastRow = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
+Named = str | int | Mapping[str, Any] | EntityKey  # what a person names a row by
 ReadRow = tuple[datetime | None, dict[str, Value] | None]
 
 
@@ -171,11 +172,13 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
     # Writing
 
     @contextmanager
-    def writer(self, config: RepoConfig, table: FeatureView, *, distinct: bool = False) -> Iterator[ViewWriter]:
+    def writer(
+        self, config: RepoConfig, table: FeatureView, *, distinct: bool = False, rewrite: bool = False
+    ) -> Iterator[ViewWriter]:
         """The view's only writer for the length of a `with` block. Raises `LeaseError` where another does not end."""
         with (
             leases_of(config).hold(table.name, WAIT_FOR_WRITER_SECONDS) as lease,
-            ViewWriter(self.core(config), table.name, lease, distinct=distinct) as writer,
+            ViewWriter(self.core(config), table.name, lease, distinct=distinct, rewrite=rewrite) as writer,
         ):
             yield writer
 
@@ -206,11 +209,14 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         self,
         config: RepoConfig,
         table: FeatureView,
-        ids: Sequence[str | EntityKey],
+        ids: Sequence[Named],
         event_timestamp: datetime | None = None,
     ) -> Written:
-        """Delete rows as of `event_timestamp` (now): they are missing from then on, and older rows that arrive later stay hidden."""
-        keys = [key if isinstance(key, str) else entity_id(key) for key in ids]
+        """Delete rows as of `event_timestamp` (now): they are missing from then on, and older rows that arrive later stay hidden.
+
+        A row is named by its entity's id, by a mapping of several join keys to their values, or by Feast's EntityKey.
+        """
+        keys = store_ids(table, ids)
         with self.writer(config, table) as writer:
             writer.delete(keys, [event_timestamp or datetime.now(UTC)] * len(keys))
         return writer.written
@@ -241,10 +247,13 @@ class TriptychOnlineStore(OnlineStore):  # type: ignore[misc]
         return _rows(table, names, await core.read_columns_async(table.name, ids, [*names, "event_timestamp"]))
 
     def read_vectors(
-        self, config: RepoConfig, table: FeatureView, ids: Sequence[str]
+        self, config: RepoConfig, table: FeatureView, ids: Sequence[Named]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-        """Vectors [n, dim], present [n], event_timestamp us [n], in the order of `ids`: without a message per value."""
-        return self.core(config).read_vectors(table.name, ids)
+        """Vectors [n, dim], present [n], event_timestamp us [n], in the order of `ids` (as in `delete`): without a message per value."""
+        core = self.core(config)
+        if core.describe_view(table.name).vector_field is None:
+            raise StoreRequestError(f"view {table.name} has no vector to read")
+        return core.read_vectors(table.name, store_ids(table, ids))
 
     def search(
         self,

@@ -21,7 +21,7 @@ from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from numpy.typing import NDArray
 
-from feature_store.errors import TableError
+from feature_store.errors import RefusedRowsError, TableError
 from feature_store.feast_types import joined_ids
 from feature_store.milvus_schema import ViewSchema
 from feature_store.schemas import TIMESTAMP, VECTOR
@@ -86,6 +86,7 @@ class NewestRows:
             return {}, None
         keys = ", ".join(sql_name(key) for key in self._stored_keys)
         event = _us(self._event)
+        self._refuse_timeless(database, keys)
         created = f"coalesce({_us(self._created)}, {event})"
         order = f"{event} DESC, {created} DESC, f DESC, file_row_number DESC"
         # Names are quoted, times are integers, and files are this home's own.
@@ -99,6 +100,19 @@ class NewestRows:
             _mark(masks, batch)
         latest = database.execute(f"SELECT max({created}) FROM {self._table()}").fetchall()[0][0]  # noqa: S608
         return masks, latest
+
+    def _refuse_timeless(self, database: duckdb.DuckDBPyConnection, keys: str) -> None:
+        """Raise `RefusedRowsError` for rows that say no time: no window would ever have them."""
+        timeless = f"FROM {self._table()} WHERE {sql_name(self._event)} IS NULL"
+        first = database.execute(f"SELECT {keys} {timeless} LIMIT 1").fetchall()
+        if first:
+            count = database.execute(f"SELECT count(*) {timeless}").fetchall()[0][0]
+            key = ", ".join(map(str, first[0]))
+            raise RefusedRowsError(
+                f"view {self._schema.name}, row {key!r}: {self._event} is null; {count} such rows, nothing was written: give them a time, "
+                "or take them out of the source",
+                [key],
+            )
 
     def _table(self) -> str:
         files = ", ".join(sql_text(str(file)) for file in self._files)

@@ -16,7 +16,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.types import Array, ComplexFeastType, PrimitiveFeastType, Set
 from numpy.typing import NDArray
 
-from feature_store.errors import RefusedRowsError, SchemaDriftError
+from feature_store.errors import RefusedRowsError, SchemaDriftError, StoreRequestError
 from feature_store.milvus_schema import ViewSchema
 from feature_store.milvus_wire import arrow_array, float_array
 from feature_store.rebuilding import check_name
@@ -182,6 +182,38 @@ def joined_ids(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
     for old, new in _KEY_ESCAPES:
         texts = [pc.replace_substring(text, old, new) for text in texts]
     return pc.binary_join_element_wise(*texts, KEY_SEPARATOR)
+
+
+def store_id(view: FeatureView, key: str | int | Mapping[str, Any] | EntityKey) -> str:
+    """The store's id of what a person names an entity by: its id, or the values of several join keys by name.
+
+    Raises `StoreRequestError` where the view has other join keys.
+    """
+    if isinstance(key, EntityKey):
+        return entity_id(key)
+    names = sorted(column.name for column in view.entity_columns)
+    if isinstance(key, Mapping):
+        if sorted(key) != names:
+            raise StoreRequestError(
+                f"view {view.name} has the join keys {', '.join(names)}, not {', '.join(sorted(key))}"
+            )
+        texts = [str(key[name]) for name in names]
+        return texts[0] if len(texts) == 1 else KEY_SEPARATOR.join(map(_escaped, texts))
+    if not isinstance(key, str | int) or len(names) != 1:
+        example = "{" + ", ".join(f"{name!r}: ..." for name in names) + "}"
+        raise StoreRequestError(
+            f"view {view.name} has the join keys {', '.join(names)}: name a row by {example}, not {key!r}"
+        )
+    return str(key)
+
+
+def store_ids(view: FeatureView, keys: Sequence[str | int | Mapping[str, Any] | EntityKey]) -> list[str]:
+    """`store_id` of each; a single text is refused, since its letters would be taken for ids."""
+    if isinstance(keys, str | Mapping | EntityKey):
+        raise StoreRequestError(
+            f"rows of view {view.name} are named by a list of ids, not by {keys!r} itself: write [{keys!r}]"
+        )
+    return [store_id(view, key) for key in keys]
 
 
 def entity_key(view: FeatureView, key: str) -> EntityKey:

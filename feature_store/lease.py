@@ -42,6 +42,10 @@ _LATE: Final = """
     ON CONFLICT (view) DO UPDATE SET token = excluded.token, noted = excluded.noted
 """
 
+_ADDED: Final = """
+    INSERT INTO added_marks VALUES (:view, {now}) ON CONFLICT (view) DO UPDATE SET noted = excluded.noted
+"""
+
 
 class Lease:
     """The right to write one view until it expires; `check` renews it.
@@ -154,6 +158,18 @@ class Leases:
         """
         until = math.inf if load_started is None else load_started - LATE_SECONDS
         self._run("DELETE FROM late_marks WHERE view = :view AND noted < :until", view, until=until)
+
+    def remember_added(self, view: str) -> None:
+        """Note that the view has features that none of its rows brought: the next load must bring rows again that are there already."""
+        self._run(_ADDED, view)
+
+    def has_added(self, view: str) -> bool:
+        """Whether the view has features that wait for a load of everything."""
+        return self._run("SELECT 1 FROM added_marks WHERE view = :view", view) is not None
+
+    def forget_added(self, view: str, load_started: float) -> None:
+        """Note that everything was loaded, from `load_started` on (`now`): features that were added before then are filled."""
+        self._run("DELETE FROM added_marks WHERE view = :view AND noted < :until", view, until=load_started)
 
     def now(self) -> float:
         """The ledger's own clock, in seconds since 1970."""

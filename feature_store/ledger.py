@@ -1,4 +1,4 @@
-"""The SQL database that all writers of a store share: leases, late writes and watermarks.
+"""The SQL database that all writers of a store share: leases, late writes, features to be filled and watermarks.
 
 SQLite in the home for the writers of one machine; for those of several, a PostgreSQL that all of them reach, named by
 TRIPTYCH_LEDGER_URL. Times are told by the database's clock, so that hosts need not agree.
@@ -33,6 +33,7 @@ _TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS leases
     (view TEXT PRIMARY KEY, owner TEXT NOT NULL, token BIGINT NOT NULL, expires DOUBLE PRECISION NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS late_marks (view TEXT PRIMARY KEY, token BIGINT NOT NULL, noted DOUBLE PRECISION NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS added_marks (view TEXT PRIMARY KEY, noted DOUBLE PRECISION NOT NULL)",
     """CREATE TABLE IF NOT EXISTS store_watermarks
     (store TEXT, project TEXT, view TEXT, created_us BIGINT NOT NULL, end_us BIGINT NOT NULL, PRIMARY KEY (store, project, view))""",
 )

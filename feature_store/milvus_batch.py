@@ -1,4 +1,4 @@
-"""What is checked about rows before Milvus may see them: keys, vectors, and which of a key's rows is the newest."""
+"""What is checked about rows before Milvus may see them: keys, vectors, and which of a key's rows is the newest; and about queries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.space import UNIT_NORM_TOLERANCE
-from feature_store.errors import RefusedRowsError
+from feature_store.errors import RefusedRowsError, StoreRequestError
 from feature_store.milvus_schema import MAX_LIST_VALUES, MAX_TEXT_BYTES, ViewSchema, is_list
 from feature_store.parts import newest_rows
 from feature_store.schemas import MAX_ID_BYTES, now_us, timestamps
@@ -160,7 +160,12 @@ def _checked_block(
         _refuse_at(schema, keys, live[~np.isfinite(block).all(axis=1)], "the vector is not finite")
     norms = np.sqrt(squares)
     if schema.unit_norm:
-        _refuse_at(schema, keys, live[np.abs(norms - 1.0) > UNIT_NORM_TOLERANCE], "the vector's norm is not 1")
+        _refuse_at(
+            schema,
+            keys,
+            live[np.abs(norms - 1.0) > UNIT_NORM_TOLERANCE],
+            "the vector's norm is not 1 (scale it, or set the view's tag unit_norm to false)",
+        )
     if schema.metric == "COSINE":
         _refuse_at(schema, keys, live[norms == 0.0], "a zero vector has no cosine")
     return block
@@ -172,3 +177,21 @@ def _refuse_at(schema: ViewSchema, keys: Sequence[str], rows: NDArray[np.int64],
         raise RefusedRowsError(
             f"view {schema.name}, row {wrong[0]!r}: {why}; {len(wrong)} such rows, nothing was written", wrong
         )
+
+
+def checked_queries(schema: ViewSchema, vectors: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Query vectors as float32 [q, dim]. Raises `StoreRequestError` naming what is wrong with them, or with the number of hits."""
+    queries = np.atleast_2d(np.asarray(vectors, np.float32))
+    if schema.vector_field is None:
+        raise StoreRequestError(f"view {schema.name} has no vector to search by")
+    if queries.ndim != 2 or queries.shape[1] != schema.dim or not len(queries):
+        raise StoreRequestError(f"queries of view {schema.name} must be [q, {schema.dim}], not {list(queries.shape)}")
+    if k < 1:
+        raise StoreRequestError(f"a search of view {schema.name} is for {k} hits: ask for 1 or more")
+    wrong = ~np.isfinite(queries).all(axis=1)
+    why = "is not finite"
+    if not wrong.any() and schema.metric == "COSINE":
+        wrong, why = ~queries.any(axis=1), "is zero, which has no cosine"
+    if wrong.any():
+        raise StoreRequestError(f"query {int(np.flatnonzero(wrong)[0])} of view {schema.name} {why}")
+    return queries

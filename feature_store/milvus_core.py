@@ -17,6 +17,7 @@ from pymilvus.grpc_gen import common_pb2, milvus_pb2
 from feature_store.errors import StoreRequestError, StoreUnavailable, ViewNotFoundError
 from feature_store.heap import keep_large_buffers
 from feature_store.lease import Lease
+from feature_store.milvus_batch import checked_queries
 from feature_store.milvus_channel import INDEX_EXISTS, NOT_LOADED, MilvusChannel
 from feature_store.milvus_filters import Filter, expression
 from feature_store.milvus_reply import (
@@ -254,12 +255,10 @@ class MilvusCore:
             params: search parameters in place of the view's own, such as `{"ef": 200}`.
 
         Raises:
-            StoreRequestError: the queries' dim or a field is not the view's, or the filter does not fit it.
+            StoreRequestError: the queries' dim or a field is not the view's, a query is not finite, or the filter does not fit the view.
         """
         schema = self.describe_view(view)
-        queries = np.atleast_2d(np.asarray(vectors, np.float32))
-        if schema.vector_field is None or queries.shape[1] != schema.dim:
-            raise StoreRequestError(f"queries of view {view} must be [q, {schema.dim}], not {list(queries.shape)}")
+        queries = checked_queries(schema, vectors, k)
         options = schema.search_options(k, params)
         request = self._search_request(schema, queries, k, self._visible(schema, where), fields, options)
         results = self._loaded(view, lambda: self.channel.call("Search", request)).results

@@ -24,6 +24,7 @@ _OPERATORS: Final[Mapping[str, str]] = {"eq": "==", "ne": "!=", "gt": ">", "gte"
 _ORDERED: Final = ("gt", "gte", "lt", "lte")
 COMPARISONS: Final = (*_OPERATORS, "in", "nin")
 MAX_DEPTH: Final = 32
+_ASKED: Final = {EVENT: "event_timestamp", KEY: "entity_id"}  # what callers name these fields by
 _INT64_MIN: Final = f"{-(2**63) + 1} - 1"  # Milvus reads the sign and the number apart, and that number would not fit
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
@@ -151,7 +152,7 @@ def _literal(field: str, arrow: pa.DataType, value: Any) -> str:
     number = _number(arrow, value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     if number is not None:
         return number
-    raise StoreRequestError(f"a filter compares {field!r}, which is {arrow}, with {value!r}")
+    raise StoreRequestError(f"a filter compares {_ASKED.get(field, field)!r}, which is {arrow}, with {value!r}")
 
 
 def _number(arrow: pa.DataType, value: float) -> str | None:

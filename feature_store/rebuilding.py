@@ -25,23 +25,31 @@ OLD: Final = "__replaced"
 
 
 def rebuild(
-    core: MilvusCore, schema: ViewSchema, lease: Lease, progress: Callable[[int, int], None] | None = None
+    core: MilvusCore,
+    schema: ViewSchema,
+    lease: Lease,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    keep_rows: bool = True,
 ) -> int:
-    """Copy the view's rows, tombstones too, into a collection as `schema` says and swap it in; return their number.
+    """Copy the view's rows, tombstones too, into a collection as `schema` says and swap it in; return how many were copied.
 
-    Features that the stored view lacks are null. `progress` is called with (rows copied, rows in all). Raises `SchemaDriftError`
-    where the rows do not fit, before anything is changed, and `LeaseError` where the lease was lost: the view stays as it was.
+    Features that the stored view lacks are null. With `keep_rows` false only tombstones are copied, so that what was deleted does not come
+    back with the next load. `progress` is called with (rows copied, rows in all). Raises `SchemaDriftError` where the rows do not
+    fit, before anything is changed, and `LeaseError` where the lease was lost: the view stays as it was.
     """
     stored = core.describe_view(schema.name, refresh=True)
-    if not is_rebuildable(stored, schema):
+    if keep_rows and not is_rebuildable(stored, schema):
         check_drift(stored, schema)
     target = replace(schema, name=schema.name + NEW)
     core.drop_view(target.name)
     core.create_view(target)
     total, done = core.count_rows(schema.name), 0
+    if not keep_rows:
+        total -= core.count(schema.name)
     with ViewWriter(core, target.name, lease, distinct=True) as writer:
-        for reply in core.pages(schema.name, _stored_fields(stored)):
-            table = _rows(stored, target, reply)
+        for reply in core.pages(schema.name, _stored_fields(stored) if keep_rows else [EVENT, CREATED, DELETED]):
+            table = _rows(stored, target, reply) if keep_rows else _tombstones(target, reply)
             writer.write(table)
             done += table.num_rows
             if progress is not None:
@@ -81,6 +89,21 @@ def check_name(name: str) -> None:
 def _stored_fields(stored: ViewSchema) -> list[str]:
     nulls = [NULLS] if stored.fields else []
     return [EVENT, CREATED, DELETED, *nulls, stored.stored_vector, *stored.fields]
+
+
+def _tombstones(target: ViewSchema, reply: Mapping[str, Any]) -> pa.Table:
+    """The deleted rows of a page of the old collection, for a new one of any features."""
+    keys, dead = list(scalar_values(reply[KEY])), np.asarray(scalar_values(reply[DELETED]), np.bool_)
+    columns: dict[str, Any] = {
+        target.key: pa.array(keys, pa.string()),
+        "event_timestamp": timestamps(numbers(reply[EVENT])),
+        "created": timestamps(numbers(reply[CREATED])),
+        "deleted": pa.array(dead),
+        **{name: pa.nulls(len(keys), arrow) for name, arrow in target.fields.items()},
+    }
+    if target.vector_field is not None:
+        columns[target.vector_field] = pa.nulls(len(keys), pa.list_(pa.float32()))
+    return pa.table(columns).filter(pa.array(dead))
 
 
 def _rows(stored: ViewSchema, target: ViewSchema, reply: Mapping[str, Any]) -> pa.Table:

@@ -16,7 +16,7 @@ KEEP: Final = "unchanged"
 ALTER: Final = "alter"
 ADD: Final = "add features"
 REBUILD: Final = "rebuild"
-REMAKE: Final = "make anew, empty"
+REMAKE: Final = "make anew, with its deletions alone"
 REFUSE: Final = "refuse"
 
 
@@ -25,7 +25,8 @@ class Change:
     """What one view needs.
 
     `create`, `unchanged`, `alter` (search parameters, TTL), `add features` (its rows are copied) or `refuse`; and where a person has named
-    the view in TRIPTYCH_REBUILD, in place of `refuse`: `rebuild` (its rows are copied) or, where they do not fit, `make anew, empty`.
+    the view in TRIPTYCH_REBUILD, in place of `refuse`: `rebuild` (its rows are copied) or, where they do not fit, `make anew` (only what was
+    deleted is kept in mind).
     """
 
     schema: ViewSchema
@@ -49,7 +50,9 @@ def change_of(core: MilvusCore, schema: ViewSchema, existing: Sequence[str], *, 
         return replace(_from_stored(core, schema), is_half_done=half_done)
     except SchemaDriftError as error:
         if schema.name in named_views():
-            return Change(schema, REMAKE, "its rows do not fit the definition", half_done)
+            return Change(
+                schema, REMAKE, "its rows do not fit the definition, the next load brings them again", half_done
+            )
         if strict:
             raise
         return Change(schema, REFUSE, str(error), half_done)
@@ -63,7 +66,11 @@ def _from_stored(core: MilvusCore, schema: ViewSchema) -> Change:
             details = [f"{name}: {old!r} -> {new!r}" for name, (old, new) in found.items()]
             return Change(schema, ALTER if details else KEEP, "; ".join(details))
         added = sorted(set(schema.fields) - set(stored.fields))
-        return Change(schema, ADD, f"{', '.join(added)}; {core.count_rows(schema.name):,} rows are copied")
+        return Change(
+            schema,
+            ADD,
+            f"{', '.join(added)}; {core.count_rows(schema.name):,} rows are copied, the next load fills them",
+        )
     if schema.name in named_views() and is_rebuildable(stored, schema):
         return Change(schema, REBUILD, f"{', '.join(found)}; {core.count_rows(schema.name):,} rows are copied")
     check_drift(stored, schema)
@@ -88,8 +95,8 @@ def make(core: MilvusCore, change: Change, leases: Leases, wait_seconds: float) 
         return
     with leases.hold(schema.name, wait_seconds) as lease:
         recover(core, schema.name)
-        if change.kind in {ADD, REBUILD}:
-            rebuild(core, schema, lease)
-        elif change.kind == REMAKE:
-            core.drop_view(schema.name)
+        if change.kind in {ADD, REMAKE}:
+            leases.remember_added(schema.name)
+        if change.kind in {ADD, REBUILD, REMAKE}:
+            rebuild(core, schema, lease, keep_rows=change.kind != REMAKE)
         core.create_view(schema)

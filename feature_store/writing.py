@@ -76,16 +76,26 @@ class ViewWriter:
         view: name of the view, which must exist.
         lease: the right to write it; without one the caller vouches for being the only writer.
         distinct: the caller promises that no id occurs in two calls, so that a call need not wait for the one before.
+        rewrite: rows that are there already, with the same times, are written again: they may bring features that were added since.
 
     Raises:
         ViewNotFoundError: there is no such view.
         StoreUnavailable: Milvus has not answered for `RETRY_SECONDS`.
     """
 
-    def __init__(self, core: "MilvusCore", view: str, lease: Lease | None = None, *, distinct: bool = False) -> None:
+    def __init__(
+        self,
+        core: "MilvusCore",
+        view: str,
+        lease: Lease | None = None,
+        *,
+        distinct: bool = False,
+        rewrite: bool = False,
+    ) -> None:
         self.schema: ViewSchema = core.describe_view(view, refresh=True)
         self.written = Written(0, 0)
         self._core, self._view, self._lease, self._distinct = core, view, lease, distinct
+        self._rewrite = rewrite
         self._step = max(1, min(WRITE_ROWS_PER_REQUEST, WRITE_BYTES_PER_REQUEST // (4 * self.schema.stored_dim)))
         self._looks: deque[_Look] = deque()
         self._sent: deque[_Sent] = deque()
@@ -164,7 +174,7 @@ class ViewWriter:
 
     def _send(self, look: _Look) -> None:
         stored = look.wait()
-        newer = _newer(look.batch, stored) if stored else look.batch
+        newer = _newer(look.batch, stored, rewrite=self._rewrite) if stored else look.batch
         new = sum(key not in stored for key in newer.keys) if stored else len(newer)
         self.written += Written(len(newer), len(look.batch) - len(newer), new)
         if not len(newer):
@@ -258,9 +268,11 @@ def _times(reply: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
         yield from zip(keys, zip(event, created, strict=True), strict=True)
 
 
-def _newer(part: Batch, stored: dict[str, tuple[int, int]]) -> Batch:
-    """The rows that are newer than what is stored under their id."""
+def _newer(part: Batch, stored: dict[str, tuple[int, int]], *, rewrite: bool) -> Batch:
+    """The rows that are newer than what is stored under their id; with `rewrite` those that are as new, too."""
     mine = zip(part.keys, zip(part.event_us.tolist(), part.created_us.tolist(), strict=True), strict=True)
     nothing = (np.iinfo(np.int64).min, 0)
-    rows: NDArray[np.int64] = np.flatnonzero([at > stored.get(key, nothing) for key, at in mine])
+    rows: NDArray[np.int64] = np.flatnonzero(
+        [at > stored.get(key, nothing) or (rewrite and at == stored.get(key)) for key, at in mine]
+    )
     return part if len(rows) == len(part) else part.take(rows)

@@ -1,5 +1,6 @@
 import json
 from contextlib import closing, contextmanager
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,25 @@ def test_it_joins_as_feast_does_an_instant_earlier(world, history, tmp_path, rng
     ]
     assert all(got["things__value"][n].as_py() is None for n in differ)
     assert all(pairs[n][1] - stock["things__value"][n].as_py() == TTL_US + 1 for n in differ)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("ttl", [timedelta(days=1), timedelta(days=30), timedelta(days=3650, microseconds=1)], ids=str)
+def test_a_ttl_of_any_length_is_kept_to_the_microsecond(world, history, tmp_path, ttl, strict):
+    """A row is seen until its time plus the ttl, by labels of that very microsecond too."""
+    store, folder, _ = world
+    view = store.get_feature_view("things")
+    view.ttl = ttl
+    store.apply([view])
+    try:
+        write_things(folder, [("a", 0, 0, False, 1)])
+        us = ttl // timedelta(microseconds=1)
+        labels = labels_of([("a", 5), ("a", us), ("a", us + 1)])
+        history.point_in_time(store, labels, ["things:value"], tmp_path / "out.parquet", strict=strict)
+        assert pq.read_table(tmp_path / "out.parquet")["things__value"].to_pylist() == [1, 1, None]
+    finally:
+        view.ttl = timedelta(microseconds=TTL_US)
+        store.apply([view])
 
 
 def test_null_keys_are_nobody_and_integers_stay_exact(world, history, tmp_path):

@@ -15,12 +15,13 @@ from feature_store.errors import (
     LeaseError,
     RefusedRowsError,
     SchemaDriftError,
+    StoreRequestError,
     StoreUnavailable,
     TableError,
 )
 from feature_store.home import Home
 from feature_store.lease import Leases
-from feature_store.milvus_schema import ViewSchema
+from feature_store.milvus_schema import REBUILD_VARIABLE, ViewSchema
 from feature_store.parts import list_parts
 from feature_store.schemas import now_us
 from feature_store.spaces import register_spaces, view_name
@@ -306,3 +307,122 @@ def test_without_milvus_the_error_says_what_to_run(tables, feast_cli, monkeypatc
         with pytest.raises(StoreUnavailable, match="triptych up"):
             command(tables.home)
     assert issubclass(StoreUnavailable, FeatureStoreError)
+
+
+class Foreign:
+    """A repository that is not ours, of one view over one Parquet file, loaded by this engine."""
+
+    def __init__(self, folder):
+        from feast import Entity, FeatureStore, RepoConfig, ValueType
+
+        config = RepoConfig(
+            project="foreign",
+            provider="local",
+            registry={"registry_type": "sql", "path": f"sqlite:///{folder / 'registry.db'}"},
+            online_store={"type": "feature_store.feast_online.TriptychOnlineStore"},
+            batch_engine={"type": "feature_store.feast_engine.TriptychComputeEngine"},
+            offline_store={"type": "duckdb"},
+            entity_key_serialization_version=3,
+        )
+        self.file = folder / "things.parquet"
+        self.store = FeatureStore(config=config)
+        self.thing = Entity(name="thing", join_keys=["thing_id"], value_type=ValueType.STRING)
+
+    def apply(self, dim=4, **features):
+        """Define the view with a vector of this dim, and further features."""
+        from feast import FeatureView, Field, FileSource
+        from feast.types import Array, Float32
+
+        vector = Field(name="vector", dtype=Array(Float32), vector_index=True, vector_length=dim)
+        fields = [Field(name=name, dtype=dtype) for name, dtype in features.items()]
+        source = FileSource(name="f", path=str(self.file), timestamp_field="at", created_timestamp_column="made")
+        self.view = FeatureView(
+            name="foreign_things", entities=[self.thing], schema=[vector, *fields], source=source, ttl=timedelta(0)
+        )
+        self.store.apply([self.thing, self.view])
+
+    def write(self, ids, vectors, at, **columns):
+        """Replace the file's rows."""
+        table = {"thing_id": ids, "vector": list(vectors), "at": times(at), "made": times(at), **columns}
+        pq.write_table(pa.table(table), self.file)
+
+    def load(self):
+        """`feast materialize-incremental`."""
+        self.store.materialize_incremental(datetime.now(UTC), feature_views=["foreign_things"])
+
+    def read(self, ids, feature):
+        """Features as Feast's users read them."""
+        rows = [{"thing_id": i} for i in ids]
+        return self.store.get_online_features([f"foreign_things:{feature}"], rows).to_dict()[feature]
+
+    @property
+    def online(self):
+        """The plug-in."""
+        return self.store._get_provider().online_store
+
+
+@pytest.fixture
+def foreign(tmp_path, feast_home, core):
+    return Foreign(tmp_path)
+
+
+def test_an_added_feature_is_filled_by_the_next_load(foreign, unit_vectors):
+    """Rows that are there already bring it, though they are no newer; a deletion stays one, and the load after is a small one again."""
+    from feast.types import String
+
+    ids, vectors, at = ["a", "b", "c"], unit_vectors(3, 4), YEAR_1997 + np.arange(3)
+    foreign.apply()
+    foreign.write(ids, vectors, at)
+    foreign.load()
+    foreign.online.delete(foreign.store.config, foreign.view, ["b"])
+    foreign.apply(brand=String)
+    foreign.write(ids, vectors, at, brand=["one", "two", "three"])
+    foreign.load()
+    assert foreign.read(ids, "brand") == ["one", None, "three"]
+    engine = foreign.store._get_provider().batch_engine
+    engine.loaded.clear()
+    foreign.load()
+    assert (engine.loaded["foreign_things"].stored, engine.loaded["foreign_things"].total) == (0, 3)
+
+
+def test_a_view_made_anew_is_loaded_again_without_what_was_deleted(foreign, unit_vectors, monkeypatch):
+    """Another dim: the named view is emptied of rows but not of deletions, and an incremental load brings every row that is not deleted."""
+    ids, at = ["a", "b", "c"], YEAR_1997 + np.arange(3)
+    foreign.apply()
+    foreign.write(ids, unit_vectors(3, 4), at)
+    foreign.load()
+    foreign.online.delete(foreign.store.config, foreign.view, ["b"])
+    monkeypatch.setenv(REBUILD_VARIABLE, "foreign_things")
+    foreign.apply(dim=6)
+    wider = unit_vectors(3, 6)
+    foreign.write(ids, wider, at)
+    foreign.load()
+    found = foreign.read(ids, "vector")
+    assert found[1] is None
+    np.testing.assert_array_equal(np.asarray([found[0], found[2]], np.float32), wider[[0, 2]])
+
+
+def test_a_row_without_a_time_is_refused_by_its_key(foreign, unit_vectors):
+    """It would be in no window, and so never be loaded nor missed."""
+    foreign.apply()
+    foreign.write(["a", "timeless"], unit_vectors(2, 4), [YEAR_1997, YEAR_1997])
+    table = pq.read_table(foreign.file)
+    no_time = pa.array([YEAR_1997, None], pa.timestamp("us", tz="UTC"))
+    pq.write_table(table.set_column(table.schema.get_field_index("at"), "at", no_time), foreign.file)
+    with pytest.raises(RefusedRowsError, match="'timeless': at is null; 1 such rows"):
+        foreign.load()
+
+
+def test_rows_are_named_by_their_ids_or_all_their_join_keys(foreign, unit_vectors):
+    """A text alone is no list of ids, and one id is not enough for several join keys."""
+    foreign.apply()
+    config, view = foreign.store.config, foreign.view
+    with pytest.raises(StoreRequestError, match=r"write \['del2'\]"):
+        foreign.online.delete(config, view, "del2")
+    with pytest.raises(StoreRequestError, match="join keys thing_id, not shop"):
+        foreign.online.delete(config, view, [{"shop": 1}])
+    foreign.write(["a"], unit_vectors(1, 4), [YEAR_1997])
+    foreign.load()
+    assert foreign.online.read_vectors(config, view, [{"thing_id": "a"}, "b"])[1].tolist() == [True, False]
+    assert foreign.online.delete(config, view, [{"thing_id": "a"}]).stored == 1
+    assert foreign.read(["a"], "vector") == [None]

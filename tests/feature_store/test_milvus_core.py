@@ -165,6 +165,22 @@ def test_search_gives_the_nearest_with_their_own_features(view, unit_vectors):
         view.search(VIEW, vectors[:, :4], 5)
 
 
+@pytest.mark.parametrize(
+    ("queries", "k", "why"),
+    [
+        (np.full((1, DIM), np.nan), 3, "query 0 of view item_things is not finite"),
+        (np.zeros((2, DIM)) + np.array([[1.0], [0.0]]), 3, "query 1 of view item_things is zero"),
+        (np.ones((0, DIM)), 3, r"must be \[q, 8\], not \[0, 8\]"),
+        (np.ones((1, DIM)), 0, "is for 0 hits: ask for 1 or more"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_refused(core, queries, k, why):
+    """It would find nothing, or anything, without a word."""
+    core.create_view(schema())
+    with pytest.raises(StoreRequestError, match=why):
+        core.search("item_things", queries, k)
+
+
 def test_search_of_an_empty_view_finds_nothing(view, unit_vectors):
     """No rows are no error."""
     assert view.search(VIEW, unit_vectors(2, DIM), 5, fields=["title"]).ids == [[], []]

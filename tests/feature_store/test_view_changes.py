@@ -57,7 +57,7 @@ def test_an_added_feature_is_null_and_every_row_stays(view, leases, unit_vectors
     before = content(view)
     wanted = schema(fields={**FIELDS, "stock": pa.int32(), "labels": pa.list_(pa.string())})
     change = change_of(view, wanted, view.list_views())
-    assert str(change) == f"{VIEW}: add features (labels, stock; 61 rows are copied)"
+    assert str(change) == f"{VIEW}: add features (labels, stock; 61 rows are copied, the next load fills them)"
     make(view, change, leases, 0.0)
     assert content(view) == before
     assert view.read_columns(VIEW, ["full"], ["stock", "labels"]) == {"stock": [None], "labels": [None]}
@@ -73,8 +73,8 @@ def test_an_added_feature_is_null_and_every_row_stays(view, leases, unit_vectors
         ({"index": "HNSW", "index_params": {"M": 8}}, "rebuild"),
         ({"metric": "IP"}, "rebuild"),
         ({"fields": {k: t for k, t in FIELDS.items() if k != "title"}}, "rebuild"),
-        ({"fields": {**FIELDS, "price": pa.int64()}}, "make anew, empty"),
-        ({"dim": 2 * DIM}, "make anew, empty"),
+        ({"fields": {**FIELDS, "price": pa.int64()}}, "make anew, with its deletions alone"),
+        ({"dim": 2 * DIM}, "make anew, with its deletions alone"),
     ],
 )
 def test_drift_is_refused_with_the_command_that_mends_it(view, leases, monkeypatch, changes, kind):
@@ -88,6 +88,17 @@ def test_drift_is_refused_with_the_command_that_mends_it(view, leases, monkeypat
     assert apply(view, schema(**changes), leases) == kind
     assert view.describe_view(VIEW, refresh=True) == schema(**changes)
     assert view.count(VIEW) == (60 if kind == "rebuild" else 0)
+
+
+def test_what_was_deleted_stays_deleted_in_a_view_made_anew(view, leases, monkeypatch, unit_vectors):
+    """Rows of before do not fit another dim; a row that is older than a deletion is stale all the same, and a newer one is not."""
+    monkeypatch.setenv(REBUILD_VARIABLE, VIEW)
+    apply(view, schema(dim=2 * DIM), leases)
+    assert (view.count(VIEW), view.count_rows(VIEW)) == (0, 1)
+    late = rows(["i007", "i008"], unit_vectors(2, 2 * DIM), 15)
+    assert view.upsert(VIEW, late).stale == 1
+    assert view.read_vectors(VIEW, ["i007", "i008"], strong=True)[1].tolist() == [False, True]
+    assert view.upsert(VIEW, rows(["i007"], unit_vectors(1, 2 * DIM), 21)).stored == 1
 
 
 def test_another_view_being_named_allows_nothing(view, leases, monkeypatch):

@@ -1,6 +1,6 @@
 """`triptych spaces`: the embedding spaces of this root, and how one takes the place of another."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from feature_store.home import Home
     from feature_store.spaces import SpaceEntry
     from feature_store.tables import Tables
+
+COLUMNS: Final = ("space", "of", "state", "kind", "dim", "vectors", "coverage", "pinned by", "encoder")
+NARROW: Final = ("space", "of", "state", "vectors", "coverage")  # what fits into 80 characters
+WIDE: Final = 120
 
 app = typer.Typer(
     add_completion=False,
@@ -92,20 +96,39 @@ def _coverage(entry: "SpaceEntry", entries: "list[SpaceEntry]", ids: dict[tuple[
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.markup import escape
+    """A line for each space; its id, which the other commands need, is always whole."""
+    from rich import box
     from rich.table import Column, Table
 
+    lines = [_cells(row) for row in rows]
+    wide = console.width >= WIDE
+    names = [name for name in COLUMNS if wide or name in NARROW]
     table = Table(
-        Column("space", overflow="fold"), "of", "state", "kind", "dim", "vectors", "coverage", "pinned by", "encoder"
+        *(Column(name, no_wrap=name == "space") for name in names),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption=None if wide else "a wider terminal, or --json, shows all columns",
     )
     styles = {"retired": "dim", "added": "green"}
-    for row in rows:
-        kind = f"[yellow]{row['kind']}[/]" if row["kind"] == "untrained" else row["kind"]
-        coverage = "" if row["coverage"] is None else f"{row['coverage']:.1%}"
-        pinned, source = ", ".join(row["pinned_by"]), str(row["encoder"].get("source", ""))
-        cells = (str(row["dim"]), f"{row['vectors']:,}", coverage, escape(pinned), escape(source))
-        table.add_row(row["space_id"], row["entity"], row["state"], kind, *cells, style=styles.get(row["state"]))
+    for line in lines:
+        table.add_row(*(line[name] for name in names), style=styles.get(line["state"]))
     console.print(table)
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str]:
+    from rich.markup import escape
+
+    return {
+        "space": row["space_id"],
+        "of": row["entity"],
+        "state": row["state"],
+        "kind": f"[yellow]{row['kind']}[/]" if row["kind"] == "untrained" else row["kind"],
+        "dim": str(row["dim"]),
+        "vectors": f"{row['vectors']:,}",
+        "coverage": "" if row["coverage"] is None else f"{row['coverage']:.1%}",
+        "pinned by": escape(", ".join(row["pinned_by"])),
+        "encoder": escape(str(row["encoder"].get("source", ""))),
+    }
 
 
 app.command("add")(spaces_add.add)

@@ -24,7 +24,7 @@ from stores import (
     vector_field,
 )
 
-from feature_store.errors import RefusedRowsError, SchemaDriftError, ViewNotFoundError
+from feature_store.errors import RefusedRowsError, SchemaDriftError, StoreRequestError, ViewNotFoundError
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 ROW = {
@@ -195,6 +195,12 @@ def test_views_of_several_entities_are_written_directly(repository):
     got = repository.feast.get_online_features(references, asked, full_feature_names=True).to_dict()
     assert got[f"{repository.offers.name}__stock"] == [20, None, 10]
     assert got[f"{repository.offers.name}__note"] == [None, None, {"a": "b"}]
+    config, online = repository.feast.config, repository.feast._get_provider().online_store
+    if hasattr(online, "delete"):
+        with pytest.raises(StoreRequestError, match="join keys shop_id, thing_id: name a row by"):
+            online.delete(config, repository.offers, ["w"])
+        online.delete(config, repository.offers, [{"shop_id": 2, "thing_id": "w"}])
+        assert repository.feast.get_online_features(references[:1], asked).to_dict()["stock"] == [None, None, 10]
 
 
 def test_what_is_materialized_is_read(repository):

@@ -414,5 +414,5 @@ def test_a_search_creates_nothing(store):
 
 def test_a_view_without_vectors_cannot_be_searched(ours):
     """Its placeholder is no vector of anybody's."""
-    with pytest.raises(FeatureStoreError, match="must be"):
+    with pytest.raises(FeatureStoreError, match="has no vector to search by"):
         ours.nearest(ours.views["titles"], [1, 0], 3)
