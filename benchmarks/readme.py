@@ -54,7 +54,8 @@ def _sizes(found: Mapping[str, Any]) -> Iterator[str]:
         "| server | vectors | dim | index | disk | of it index | memory | peak memory |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
-    for (server, rows, dim, index), weighed in _matching(found, r"(\w+)_(\d+)_(\d+)_([A-Z]+)"):
+    every = _matching(found, r"(\w+)_(\d+)_(\d+)_([A-Z]+)")
+    for (server, rows, dim, index), weighed in sorted(every, key=_by_size):
         sizes = [
             f"{weighed[f'{name}_bytes_per_item']:,} ({weighed[f'{name}_over_vector']:.2f})"
             for name in ("disk", "disk_index", "memory", "peak_memory")
@@ -62,6 +63,11 @@ def _sizes(found: Mapping[str, Any]) -> Iterator[str]:
         if not weighed["log_bytes_per_item"]:  # Milvus Lite keeps rows, index and log in one folder.
             sizes[1] = "not told apart"
         yield f"| {' | '.join([server, f'{int(rows):,}', dim, index, *sizes])} |\n"
+
+
+def _by_size(named: tuple[tuple[str, ...], Mapping[str, Any]]) -> tuple[str, int, int, str]:
+    (server, rows, dim, index), _ = named
+    return server, int(rows), int(dim), index
 
 
 def _matching(found: Mapping[str, Any], key: str) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
