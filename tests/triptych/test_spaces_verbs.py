@@ -145,6 +145,15 @@ def test_the_list_shows_state_coverage_pins_and_encoders(home, bert):
     assert "25.0%" in run(spaces.app, "list").stdout
 
 
+def test_ids_are_whole_on_a_narrow_terminal(home):
+    """They are what the other commands need; what is left out is said."""
+    register_spaces(home, [OLD, IMAGE])
+    told = CliRunner().invoke(spaces.app, ["list"], env={"COLUMNS": "80"}).stdout
+    assert all(space.space_id in told for space in (OLD, IMAGE))
+    assert max(map(len, told.splitlines())) <= 80
+    assert "--json" in told
+
+
 def test_a_backfill_says_what_could_not_be_made(home, bert, tmp_path):
     """Exit code 3 with the reasons; without them 0. A space without an encoder of its own is refused."""
     register_spaces(home, [OLD])
