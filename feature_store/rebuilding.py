@@ -93,33 +93,32 @@ def _stored_fields(stored: ViewSchema) -> list[str]:
 
 def _tombstones(target: ViewSchema, reply: Mapping[str, Any]) -> pa.Table:
     """The deleted rows of a page of the old collection, for a new one of any features."""
-    keys, dead = list(scalar_values(reply[KEY])), np.asarray(scalar_values(reply[DELETED]), np.bool_)
-    columns: dict[str, Any] = {
-        target.key: pa.array(keys, pa.string()),
+    columns = _own_columns(target, reply)
+    count = len(columns[target.key])
+    columns |= {name: pa.nulls(count, arrow) for name, arrow in target.fields.items()}
+    if target.vector_field is not None:
+        columns[target.vector_field] = pa.nulls(count, pa.list_(pa.float32()))
+    return pa.table(columns).filter(columns["deleted"])
+
+
+def _own_columns(target: ViewSchema, reply: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row has beside its features: id, both times, and whether it is deleted."""
+    return {
+        target.key: pa.array(list(scalar_values(reply[KEY])), pa.string()),
         "event_timestamp": timestamps(numbers(reply[EVENT])),
         "created": timestamps(numbers(reply[CREATED])),
-        "deleted": pa.array(dead),
-        **{name: pa.nulls(len(keys), arrow) for name, arrow in target.fields.items()},
+        "deleted": pa.array(np.asarray(scalar_values(reply[DELETED]), np.bool_)),
     }
-    if target.vector_field is not None:
-        columns[target.vector_field] = pa.nulls(len(keys), pa.list_(pa.float32()))
-    return pa.table(columns).filter(pa.array(dead))
 
 
 def _rows(stored: ViewSchema, target: ViewSchema, reply: Mapping[str, Any]) -> pa.Table:
     """A page of the old collection as rows for the new one."""
-    keys, dead = list(scalar_values(reply[KEY])), np.asarray(scalar_values(reply[DELETED]), np.bool_)
-    columns: dict[str, Any] = {
-        target.key: pa.array(keys, pa.string()),
-        "event_timestamp": timestamps(numbers(reply[EVENT])),
-        "created": timestamps(numbers(reply[CREATED])),
-        "deleted": pa.array(dead),
-    }
+    columns = _own_columns(target, reply)
     for name, arrow in target.fields.items():
         columns[name] = (
             arrow_array(feature_column(stored, reply, name), arrow)
             if name in stored.fields
-            else pa.nulls(len(keys), arrow)
+            else pa.nulls(len(columns[target.key]), arrow)
         )
     if target.vector_field is not None:
         vectors = block(stored, reply)

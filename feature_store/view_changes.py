@@ -97,6 +97,17 @@ def make(core: MilvusCore, change: Change, leases: Leases, wait_seconds: float) 
         recover(core, schema.name)
         if change.kind in {ADD, REMAKE}:
             leases.remember_added(schema.name)
-        if change.kind in {ADD, REBUILD, REMAKE}:
+        if change.kind == REMAKE and not _is_readable(core, schema.name):
+            core.drop_view(schema.name)
+        elif change.kind in {ADD, REBUILD, REMAKE}:
             rebuild(core, schema, lease, keep_rows=change.kind != REMAKE)
         core.create_view(schema)
+
+
+def _is_readable(core: MilvusCore, name: str) -> bool:
+    """Whether the collection is a view of this format, whose rows can be told."""
+    try:
+        core.describe_view(name, refresh=True)
+    except SchemaDriftError:
+        return False
+    return True

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from milvus_rows import DIM, FIELDS, VALUES, rows, schema
 
+from feature_store import milvus_schema
 from feature_store.errors import SchemaDriftError
 from feature_store.lease import Leases
 from feature_store.milvus_schema import REBUILD_VARIABLE
@@ -99,6 +100,20 @@ def test_what_was_deleted_stays_deleted_in_a_view_made_anew(view, leases, monkey
     assert view.upsert(VIEW, late).stale == 1
     assert view.read_vectors(VIEW, ["i007", "i008"], strong=True)[1].tolist() == [False, True]
     assert view.upsert(VIEW, rows(["i007"], unit_vectors(1, 2 * DIM), 21)).stored == 1
+
+
+def test_a_view_of_another_format_is_made_anew(view, leases, monkeypatch):
+    """Nothing can be told of its rows: the named view is emptied, as the refusal said, and marked to be loaded again."""
+    view.drop_view(VIEW)
+    with monkeypatch.context() as older:
+        older.setattr(milvus_schema, "FORMAT", milvus_schema.FORMAT - 1)
+        view.create_view(schema())
+    with pytest.raises(SchemaDriftError, match=REBUILD_VARIABLE):
+        apply(view, schema(), leases)
+    monkeypatch.setenv(REBUILD_VARIABLE, VIEW)
+    apply(view, schema(), leases)
+    assert view.describe_view(VIEW, refresh=True) == schema()
+    assert leases.has_added(VIEW)
 
 
 def test_another_view_being_named_allows_nothing(view, leases, monkeypatch):
