@@ -85,6 +85,7 @@ item_profile = _view(
         Field(name="title", dtype=String),
         Field(name="category", dtype=String),
         Field(name="price", dtype=Float64),
+        Field(name="tags", dtype=Array(String)),
         Field(name="image", dtype=String),
         Field(name="audio", dtype=String),
         Field(name="updated_us", dtype=Int64),

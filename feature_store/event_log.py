@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS events (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   event_id TEXT NOT NULL UNIQUE, user_id TEXT NOT NULL, item_id TEXT NOT NULL, event_type TEXT NOT NULL,
   value REAL, timestamp_us INTEGER NOT NULL, impression_id TEXT, request_id TEXT, propensity REAL,
-  created_us INTEGER NOT NULL
+  created_us INTEGER NOT NULL, device TEXT, position INTEGER
 );
 CREATE INDEX IF NOT EXISTS events_by_user ON events (user_id, timestamp_us);
 CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, seq INTEGER NOT NULL);
@@ -40,10 +40,13 @@ class LoggedEvent:
     impression_id: str | None = None
     request_id: str | None = None
     propensity: float | None = None
+    device: str | None = None
+    position: int | None = None
     created_us: int = 0
     seq: int = 0
 
 
+_LATER: Final = {"device": "TEXT", "position": "INTEGER"}  # columns that a log of an earlier version lacks
 _STORED: Final = tuple(field.name for field in fields(LoggedEvent) if field.name != "seq")
 _INSERT: Final = f"INSERT INTO events ({', '.join(_STORED)}) VALUES ({', '.join('?' * len(_STORED))}) ON CONFLICT (event_id) DO NOTHING"  # noqa: S608 -- constant names
 _SELECT: Final = f"SELECT {', '.join(_STORED)}, seq FROM events"  # noqa: S608 -- constant names
@@ -67,6 +70,7 @@ class EventLog:
         # FULL, not SQLite's usual NORMAL for WAL: each commit is synced, because each commit is acknowledged.
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
+        self._add_later_columns()
 
     def append(self, events: Sequence[LoggedEvent]) -> tuple[int, int]:
         """Write `events` in one transaction; return (accepted, duplicates) once they are on disk.
@@ -120,6 +124,16 @@ class EventLog:
         """Close the file; the log cannot be used afterwards."""
         with self._lock:
             self._connection.close()
+
+    def _add_later_columns(self) -> None:
+        if not self._lacking():  # no writer is waited for where there is nothing to do
+            return
+        with self._transaction() as connection:
+            for name in self._lacking():
+                connection.execute(f"ALTER TABLE events ADD COLUMN {name} {_LATER[name]}")
+
+    def _lacking(self) -> set[str]:
+        return _LATER.keys() - {row[1] for row in self._connection.execute("PRAGMA table_info(events)")}
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -29,7 +29,8 @@ from feature_store.schemas import VECTOR, now_us
 from feature_store.spaces import find_space, view_name
 from feature_store.tables import Tables
 
-PROFILE: Final = ("title", "category", "price")
+PROFILE: Final = ("title", "category", "price", "tags")
+CIRCUMSTANCES: Final = ("device", "impression_id", "position", "propensity")  # of labels: how each came about
 ROWS_PER_JOIN: Final = 20_000  # bounds memory: so many rows of all vectors are held at once
 
 
@@ -72,6 +73,7 @@ def build_training_set(
     cutoff_us = _as_us(cutoff)
     described = [find_space(home, space_id) for space_id in spaces]
     versions = item_versions(home, spaces, cutoff_us)
+    Tables(home).ensure()  # a home from before a column was added has no part with it
     events = Tables(home).read_interactions(before_us=cutoff_us)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -135,6 +137,7 @@ def _write_items(
             pa.field("title", pa.string()),
             pa.field("category", pa.string()),
             pa.field("price", pa.float64()),
+            pa.field("tags", pa.list_(pa.string())),
             *(pa.field(f"vec_{space_id}", VECTOR) for space_id in spaces),
         ]
     )
@@ -162,13 +165,13 @@ def _item_tables(joined: AsOf, versions: ItemVersions, schema: pa.Schema) -> Ite
 def _write_events(folder: Path, events: pa.Table, versions: ItemVersions) -> int:
     """Write events and labels; return the number of labels."""
     times = events["event_timestamp"].cast(pa.int64())
-    table = events.select(["event_id", "user_id", "item_id", "event_type", "value"]).append_column(
+    table = events.select(["event_id", "user_id", "item_id", "event_type", "value", *CIRCUMSTANCES]).append_column(
         "timestamp_us", times
     )
-    pq.write_table(table, folder / "events.parquet", compression="zstd")
+    pq.write_table(table.drop_columns(list(CIRCUMSTANCES)), folder / "events.parquet", compression="zstd")
     rows = versions.rows_at(table["item_id"].to_pylist(), times.to_numpy())
     labels = table.append_column("item_row", pa.array(rows, pa.int32())).filter(pa.array(rows >= 0))
-    order = ["event_id", "user_id", "item_id", "item_row", "event_type", "value", "timestamp_us"]
+    order = ["event_id", "user_id", "item_id", "item_row", "event_type", "value", "timestamp_us", *CIRCUMSTANCES]
     pq.write_table(labels.select(order), folder / "labels.parquet", compression="zstd")
     return int(labels.num_rows)
 

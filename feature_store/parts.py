@@ -51,9 +51,20 @@ def _codecs(schema: pa.Schema) -> dict[str, str]:
 
 
 def ensure_zero_rows(folder: Path, schema: pa.Schema) -> None:
-    """Put a part without rows into `folder`, so that readers of an empty table find its columns."""
-    if not (folder / ZERO_ROWS).exists():
+    """Put a part without rows into `folder`, so that readers of a table find all its columns, in whichever parts they are.
+
+    One from before a column was added is replaced: DuckDB refuses a column that no part has.
+    """
+    if not set(schema.names) <= _columns_of(folder / ZERO_ROWS):
         write_part(folder, schema.empty_table(), ZERO_ROWS)
+
+
+def _columns_of(part: Path) -> set[str]:
+    """The columns of a part; none where it is missing or damaged."""
+    try:
+        return set(pq.read_schema(part).names)
+    except (OSError, pa.ArrowException):
+        return set()
 
 
 def list_parts(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from feature_store.errors import TableError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 1  # Added nullable columns leave it: a part that lacks one reads as null.
 MAX_ID_BYTES: Final = 128
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 VECTOR: Final = pa.list_(pa.float32())
@@ -51,6 +51,9 @@ ITEMS: Final = _schema(
         pa.field("description", pa.string()),
         pa.field("category", pa.string()),
         pa.field("price", pa.float64()),
+        *_lists(
+            tags=pa.string()
+        ),  # "kind:value", such as `director:Agnès Varda`; parts from before there were tags lack it
         pa.field("image", pa.string()),
         pa.field("audio", pa.string()),
         pa.field("updated_us", pa.int64(), nullable=False),
@@ -70,6 +73,8 @@ INTERACTIONS: Final = _schema(
         pa.field("value", pa.float64()),
         pa.field("request_id", pa.string()),  # of the ranking reply that showed the item
         pa.field("propensity", pa.float64()),  # probability with which it was shown, of 1
+        pa.field("position", pa.int32()),  # where it was shown, from 1
+        pa.field("device", pa.string()),  # that the user had before them: `phone`, `desktop` ...
         pa.field("context", pa.string()),  # a JSON object
         *_VERSIONING,
     ],

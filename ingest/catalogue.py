@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 from ingest.errors import ManifestError, RowError
 from ingest.quarantine import Quarantine, Refusal
-from ingest.records import RecordFile, id_of, number_of, text_of, timestamp_of
+from ingest.records import RecordFile, id_of, number_of, tags_of, text_of, timestamp_of
 
-CONTENT_FIELDS: Final = ("title", "description", "category", "price", "image", "audio")
+CONTENT_FIELDS: Final = ("title", "description", "category", "price", "tags", "image", "audio")
 CONTENT_COLUMNS: Final = ("title", "description", "image", "audio")
 
 T = TypeVar("T")
@@ -19,6 +19,7 @@ T = TypeVar("T")
 class CatalogueItem:
     """One checked row of a manifest; media are absolute paths that were not opened yet.
 
+    `tags` are "kind:value": what the item shares with others, such as `director:Agnès Varda`.
     `available_us` is when the content became true, in microseconds since the epoch; None where the manifest does not say.
     `given` names the columns that the row has and that could be read, empty or not: only these replace what is stored.
     """
@@ -29,6 +30,7 @@ class CatalogueItem:
     description: str
     category: str
     price: float | None
+    tags: tuple[str, ...]
     image: Path | None
     audio: Path | None
     available_us: int | None
@@ -101,6 +103,7 @@ def _item(number: int, row: dict[str, Any], folder: Path, quarantine: Quarantine
         text_of(row, "description"),
         text_of(row, "category"),
         read("price", lambda: number_of(row, "price")),
+        read("tags", lambda: tags_of(row, "tags")) or (),
         read("image", lambda: _path(row, "image", folder)),
         read("audio", lambda: _path(row, "audio", folder)),
         available_us if updated_us is None else updated_us,

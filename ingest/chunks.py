@@ -215,6 +215,7 @@ def _row(item: CatalogueItem) -> dict[str, Any]:
         "description": item.description[:MAX_DESCRIPTION_CHARS] or None,
         "category": item.category[:MAX_CATEGORY_CHARS] or None,
         "price": item.price,
+        "tags": list(item.tags) or None,
         "image": str(item.image) if item.image else None,
         "audio": str(item.audio) if item.audio else None,
     }

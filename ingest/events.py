@@ -22,6 +22,8 @@ from ingest.records import RecordFile, id_of, number_of, text_of, timestamp_of
 DEFAULT_EVENT_TYPE: Final = "click"
 # As the server has it, so that what one accepts the other does too.
 MAX_EVENT_TYPE_BYTES: Final = 32
+MAX_DEVICE_BYTES: Final = 32
+MAX_POSITION: Final = 2**31 - 1
 CHUNK_EVENTS: Final = 100_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,7 +45,7 @@ def load_interactions(
 ) -> EventsReport:
     """Append a file of interactions to the offline tables.
 
-    Columns: `user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`, `impression_id`. Bad rows are quarantined. Raises `ManifestError` where the file cannot be read; loading it again once it is mended adds no event twice.
+    Columns: `user_id`, `item_id`, `event_timestamp`; optional `event_type`, `value`, `event_id`, `impression_id`, `request_id`, `position` (1: shown first), `propensity`, `device`. Bad rows are quarantined. Raises `ManifestError` where the file cannot be read; loading it again once it is mended adds no event twice.
     """
     records = RecordFile(path, mapping or {})
     records.require("user_id")
@@ -97,13 +99,37 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
         "event_id": id_of(row, "event_id")
         if text_of(row, "event_id")
         else event_id_of(user_id, item_id, event_type, timestamp_us),
-        "impression_id": id_of(row, "impression_id") if text_of(row, "impression_id") else None,
+        **{name: id_of(row, name) if text_of(row, name) else None for name in ("impression_id", "request_id")},
+        "position": _position(row),
+        "propensity": _propensity(row),
+        "device": _device(row),
         "user_id": user_id,
         "item_id": item_id,
         "event_type": event_type,
         "value": number_of(row, "value"),
         "event_timestamp": _EPOCH + timedelta(microseconds=timestamp_us),
     }
+
+
+def _position(row: dict[str, Any]) -> int | None:
+    position = number_of(row, "position")
+    if position is not None and not (position.is_integer() and 1 <= position <= MAX_POSITION):
+        raise RowError("bad_position", f"position {position} must be a whole number from 1, for what was shown first")
+    return None if position is None else int(position)
+
+
+def _propensity(row: dict[str, Any]) -> float | None:
+    propensity = number_of(row, "propensity")
+    if propensity is not None and not 0.0 < propensity <= 1.0:
+        raise RowError("bad_propensity", f"propensity {propensity} must be above 0 and at most 1")
+    return propensity
+
+
+def _device(row: dict[str, Any]) -> str | None:
+    device = text_of(row, "device")
+    if len(device.encode()) > MAX_DEVICE_BYTES:
+        raise RowError("bad_device", f"device {device[:40]!r}... is longer than {MAX_DEVICE_BYTES} bytes")
+    return device or None
 
 
 def event_id_of(user_id: str, item_id: str, event_type: str, timestamp_us: int) -> str:
@@ -135,6 +161,8 @@ def _row(event: LoggedEvent) -> dict[str, Any]:
         "impression_id": event.impression_id or None,
         "request_id": event.request_id or None,
         "propensity": event.propensity,
+        "position": event.position,
+        "device": event.device,
         "user_id": event.user_id,
         "item_id": event.item_id,
         "event_type": event.event_type,

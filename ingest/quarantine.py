@@ -16,7 +16,7 @@ class Refusal:
     Attributes:
         row: number in its file, from 1, without the header.
         record_id: the row's own identifier; empty where it has none.
-        part: `row`, or the part that was left out: `text`, `image`, `audio`, `price`.
+        part: `row`, or the part that was left out: `text`, `image`, `audio`, `price`, `tags`.
         value: the offending value, shortened.
         code: machine-readable reason.
         reason: the reason for people.

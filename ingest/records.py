@@ -20,6 +20,9 @@ from ingest.errors import ManifestError, RowError
 FORMATS: Final = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 MAX_FIELD_CHARS: Final = 16 * 1024 * 1024
 MAX_ID_BYTES: Final = 128
+MAX_TAGS: Final = 64
+MAX_TAG_BYTES: Final = 128
+TAG_SEPARATOR: Final = "|"  # of tags in one CSV field
 MICROSECONDS: Final = 1_000_000
 # Epoch numbers above this would be the year 5138 in seconds: they are milliseconds or finer, and are refused as ambiguous.
 MAX_EPOCH_SECONDS: Final = 100_000_000_000
@@ -203,6 +206,32 @@ def number_of(row: Mapping[str, Any], column: str) -> float | None:
     if not abs(number) < float("inf"):
         raise RowError(f"bad_{column}", f"{column} {value[:40]!r} is not a finite number")
     return number
+
+
+def tags_of(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """At most 64 different tags in the order given: a list of texts, or one text in which `|` separates them.
+
+    A tag is `kind:value`, of at most 128 bytes and without control characters; anything else is a `RowError`.
+    """
+    value = row.get(column)
+    given = value.split(TAG_SEPARATOR) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    given = [tag.strip() if isinstance(tag, str) else tag for tag in given]
+    tags = tuple(dict.fromkeys(_tag(tag, column) for tag in given if tag is not None and tag != ""))
+    if len(tags) > MAX_TAGS:
+        raise RowError(f"bad_{column}", f"{column} are {len(tags)}, and at most {MAX_TAGS} can be: leave out the rest")
+    return tags
+
+
+def _tag(value: Any, column: str) -> str:
+    kind, colon, name = (part.strip() for part in str(value).partition(":"))
+    if not isinstance(value, str) or not (kind and colon and name):
+        raise RowError(f"bad_{column}", f"{column} has {str(value)[:40]!r}, which is not kind:value (director:Varda)")
+    tag = f"{kind}:{name}"
+    if len(tag.encode()) > MAX_TAG_BYTES:
+        raise RowError(f"bad_{column}", f"{column} has {tag[:40]!r}..., which is longer than {MAX_TAG_BYTES} bytes")
+    if not tag.isprintable():
+        raise RowError(f"bad_{column}", f"{column} has {tag!r}, which holds control characters")
+    return tag
 
 
 def timestamp_of(row: Mapping[str, Any], column: str) -> int | None:

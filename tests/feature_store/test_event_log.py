@@ -40,12 +40,31 @@ def test_all_or_none(log):
 
 def test_everything_comes_back(log):
     """All fields of an event survive, with the time of recording and a rising place in the log."""
-    full = event("a", value=4.5, impression_id="imp", request_id="req", propensity=0.25, created_us=7)
+    shown = {"impression_id": "imp", "request_id": "req", "propensity": 0.25, "device": "phone", "position": 3}
+    full = event("a", value=4.5, created_us=7, **shown)
     log.append([full, event("b")])
     first, second = log.read_after(0)
-    assert (first.impression_id, first.request_id, first.propensity, first.created_us) == ("imp", "req", 0.25, 7)
+    assert {name: getattr(first, name) for name in shown} == shown
+    assert first.created_us == 7
+    assert (second.device, second.position) == (None, None)
     assert second.created_us > 7
     assert first.seq < second.seq
+
+
+def test_a_log_of_before_a_column_is_opened(tmp_path):
+    """What an earlier version recorded, without `device` and `position`, is kept and read beside newer events."""
+    path = tmp_path / "old.db"
+    with contextlib.closing(EventLog(path)) as old:
+        old.append([event("a", value=1.5)])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for name in ("device", "position"):
+            connection.execute(f"ALTER TABLE events DROP COLUMN {name}")
+    with contextlib.closing(EventLog(path)) as log:
+        log.append([event("b", device="phone", position=2)])
+        assert [(e.event_id, e.value, e.device, e.position) for e in log.read_after(0)] == [
+            ("a", 1.5, None, None),
+            ("b", None, "phone", 2),
+        ]
 
 
 def test_the_newest_before_an_instant(log):

@@ -170,6 +170,31 @@ def test_a_store_that_was_away_is_given_what_was_made_meanwhile(tables, feast_cl
     assert feast_core.count("item_profile") == 3
 
 
+def test_tags_come_to_a_store_from_before_there_were_any(tables, feast_package, feast_core):
+    """`feast apply` adds the column and keeps the rows; the next load fills it from parts that have it, and from those that lack it as null."""
+    from feature_store import feast_cli
+
+    write_items(tables, ["old"], [1])
+    for part in list_parts(tables.folder("items")):
+        pq.write_table(pq.ParquetFile(part).read().drop_columns(["tags"]), part)
+    texts = {name: pa.string() for name in ("title", "category", "image", "audio")}
+    before = ViewSchema("item_profile", {**texts, "price": pa.float64(), "updated_us": pa.int64()})
+    feast_core.create_view(before)
+    nothing = {name: pa.nulls(1, arrow) for name, arrow in before.fields.items()}
+    feast_core.upsert(
+        "item_profile",
+        pa.table({"entity_id": ["old"], "event_timestamp": times([1]), "created": times([1]), **nothing}),
+    )
+    write_items(tables, ["new"], [1], tags=[["director:Agnès Varda", "year:1962"]])
+    feast_cli.apply(tables.home)
+    assert feast_core.count("item_profile") == 1
+    assert feast_cli.materialize(tables.home, views=["item_profile"])["item_profile"].stored == 2
+    feast_core.describe_view("item_profile", refresh=True)
+    got = feast_core.read_columns("item_profile", ["old", "new"], ["title", "tags"], strong=True)
+    assert got["tags"] == [None, ["director:Agnès Varda", "year:1962"]]
+    assert got["title"] == ["title of old", "title of new"]
+
+
 def test_only_files_with_a_newest_row_are_read_twice(tables, feast_package, unit_vectors):
     """Vectors of files in which every row is stale are not read: they may be unreadable; columns that only they have are null."""
     from feature_store.feast_source import NewestRows, Window

@@ -9,6 +9,7 @@ from milvus_rows import times
 from encoders.space import EmbeddingSpace
 from feature_store.errors import FeatureStoreError
 from feature_store.item_versions import FOREVER, item_versions
+from feature_store.parts import list_parts
 from feature_store.spaces import register_spaces
 from feature_store.tables import Tables
 
@@ -154,3 +155,49 @@ def test_a_cutoff_hides_later_events_and_changes(world, feast_home, feast_packag
     again = build_training_set(home, out, spaces=[TEXT.space_id], cutoff=BASE + 51)
     assert (again.events, again.labels) == (1, 1)
     assert pq.read_table(out / "items.parquet")["title"].to_pylist() == ["a0", "b0"]
+
+
+def test_labels_say_how_they_came_about(world, feast_home, feast_package, core):
+    """Device, impression, position and propensity of an event stand beside its label; null where nobody told."""
+    from feature_store import feast_cli
+    from feature_store.feast_training import CIRCUMSTANCES, build_training_set
+
+    home, tables, _ = world
+    told = {"device": "phone", "impression_id": "p1", "position": 2, "propensity": 0.25}
+    shown = events([("e1", "a", 101)])
+    for name, value in told.items():
+        shown = shown.append_column(name, [[value]])
+    tables.append_interactions(shown)
+    tables.append_interactions(events([("e2", "a", 102)]))
+    feast_cli.apply(home)
+    out = home.training / "shown"
+    build_training_set(home, out, spaces=[TEXT.space_id])
+    labels = pq.read_table(out / "labels.parquet").select(CIRCUMSTANCES).to_pylist()
+    assert labels == [told, dict.fromkeys(CIRCUMSTANCES)]
+
+
+def test_tags_are_those_before_the_label(world, feast_home, feast_package, core):
+    """Each version has the tags of its instant; those of a home from before there were tags are null, and the set is made all the same."""
+    from feature_store import feast_cli
+    from feature_store.feast_training import build_training_set
+
+    home, tables, _ = world
+    for part in list_parts(tables.folder("items")):
+        pq.write_table(pq.ParquetFile(part).read().drop_columns(["tags"]), part)
+    feast_cli.apply(home)
+    tables.append_interactions(events([("e1", "a", 101), ("e2", "a", 501)]))
+    out = home.training / "tagged"
+    build_training_set(home, out, spaces=[TEXT.space_id])
+    assert pq.read_schema(out / "items.parquet").field("tags").type == pa.list_(pa.string())
+    assert set(pq.read_table(out / "items.parquet")["tags"].to_pylist()) == {None}
+
+    tags = [["director:Agnès Varda", "year:1962"]]
+    tables.write_items(
+        pa.table({"item_id": ["a"], "title": ["a"], "tags": tags, "event_timestamp": times([BASE + 500])})
+    )
+    build_training_set(home, out, spaces=[TEXT.space_id])
+    items = pq.read_table(out / "items.parquet").to_pylist()
+    labels = {
+        row["event_id"]: items[row["item_row"]]["tags"] for row in pq.read_table(out / "labels.parquet").to_pylist()
+    }
+    assert labels == {"e1": None, "e2": tags[0]}

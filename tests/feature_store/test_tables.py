@@ -207,12 +207,12 @@ def test_empty_tables_are_empty_and_no_error(tables):
 
 
 def test_a_part_of_before_a_column_is_still_read(tables):
-    """Interactions written without `request_id`, `propensity` and `context` are read beside newer ones, with nulls there."""
-    later = ("request_id", "propensity", "context")
+    """Interactions written without `request_id`, `propensity`, `position`, `device` and `context` are read beside newer ones, with nulls there."""
+    later = ("request_id", "propensity", "position", "device", "context")
     tables.append_interactions(interactions([("old", "u", 1, 1)]))
     (part,) = [p for p in list_parts(tables.folder("interactions")) if pq.read_metadata(p).num_rows]
     pq.write_table(pq.ParquetFile(part).read().drop_columns(list(later)), part)
-    new = {"request_id": "r", "propensity": 0.25, "context": '{"page": 1}'}
+    new = {"request_id": "r", "propensity": 0.25, "position": 2, "device": "phone", "context": '{"page": 1}'}
     more = {name: [value] for name, value in new.items()}
     row = interactions([("new", "u", 2, 1)])
     tables.append_interactions(pa.table({**{name: row[name] for name in row.column_names}, **more}))

@@ -57,6 +57,53 @@ def test_a_bad_price_costs_the_price_only(tmp_path):
     assert "cheap" in quarantine.refusals[0].reason
 
 
+def read_rows(tmp_path, *rows):
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        "".join(json.dumps({"item_id": f"i{n}", "title": "one", **row}) + "\n" for n, row in enumerate(rows))
+    )
+    with Quarantine(tmp_path / "q", path) as quarantine:
+        return list(read_items(open_manifest(path), quarantine)), quarantine
+
+
+def test_tags_are_a_list_or_one_text(tmp_path):
+    """A list in JSON Lines and a text with bars in CSV give the same tags: in order, once each, without blanks around them."""
+    (listed,), _ = read_rows(tmp_path, {"tags": ["director:Agnès Varda", "year: 1962", "director:Agnès Varda", " "]})
+    (barred, none), quarantine = read(tmp_path, "item_id,title,tags\na,one,director:Agnès Varda | year:1962|\nb,two,\n")
+    assert listed.tags == barred.tags == ("director:Agnès Varda", "year:1962")
+    assert none.tags == ()
+    assert len(quarantine) == 0
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ([f"cast:{n}" for n in range(65)], "65, and at most 64"),
+        (["cast:" + "é" * 62], "longer than 128 bytes"),
+        (["comedy"], "'comedy', which is not kind:value"),
+        (["genre:"], "not kind:value"),
+        (["genre:a\nb"], "control characters"),
+        ([["genre:x"]], "not kind:value"),
+        ([7], "'7', which is not kind:value"),
+        ({"genre": "x"}, "not kind:value"),
+    ],
+)
+def test_bad_tags_cost_the_tags_only(tmp_path, tags, said):
+    """Too many, too long, without a kind, or no texts: they are left out with a reason, what is stored stays, and the item is kept."""
+    (item,), quarantine = read_rows(tmp_path, {"tags": tags})
+    assert (item.tags, "tags" in item.given) == ((), False)
+    assert [(refusal.part, refusal.code) for refusal in quarantine.refusals] == [("tags", "bad_tags")]
+    assert said in quarantine.refusals[0].reason
+
+
+def test_as_many_and_as_long_tags_as_may_be_are_kept(tmp_path):
+    """64 tags of 128 bytes."""
+    tags = [f"cast:{n:02d}" + "x" * 121 for n in range(64)]
+    (item,), quarantine = read_rows(tmp_path, {"tags": tags})
+    assert item.tags == tuple(tags)
+    assert len(quarantine) == 0
+
+
 def test_a_manifest_without_content_columns_is_refused(tmp_path):
     """A file that gives nothing to encode is refused as a whole."""
     path = tmp_path / "m.csv"

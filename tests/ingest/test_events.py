@@ -45,6 +45,26 @@ def test_bad_events_are_quarantined(tmp_path, place):
     assert codes == ["missing_user_id", "missing_item_id", "missing_event_timestamp", "bad_value"]
 
 
+def test_how_an_item_was_shown_is_kept(tmp_path, place):
+    """Device, impression, position and propensity of each event, where the file has them; what cannot be is refused with reasons."""
+    path = tmp_path / "shown.csv"
+    path.write_text(
+        "user_id,item_id,event_timestamp,device,impression_id,request_id,position,propensity\n"
+        "u,a,1997-01-01,phone,p1,r1,1,0.5\nu,b,1997-01-02,,,,,\nu,c,1997-01-03,,,,0,\nu,d,1997-01-03,,,,1.5,\n"
+        f"u,e,1997-01-03,,,,,1.5\nu,f,1997-01-03,{'x' * 33},,,,\n"
+    )
+    report = load_interactions(place, path)
+    assert [refusal.code for refusal in report.refusals] == [
+        "bad_position",
+        "bad_position",
+        "bad_propensity",
+        "bad_device",
+    ]
+    columns = ("device", "impression_id", "request_id", "position", "propensity")
+    rows = Tables(place).read_interactions().select(columns).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [("phone", "p1", "r1", 1, 0.5), (None,) * 5]
+
+
 def test_a_missing_column_stores_nothing(tmp_path, place):
     """A file without a needed column is refused as a whole."""
     path = tmp_path / "events.csv"
@@ -60,13 +80,15 @@ def test_drain_moves_recorded_events_once(place):
     log.append([LoggedEvent(f"e{i}", "u", "a", "click", None, 1_000_000 + i) for i in range(5)])
     assert drain(place) == 5
     assert drain(place) == 0
-    log.append([LoggedEvent("e5", "u", "a", "click", 2.0, 2_000_000)])
+    log.append([LoggedEvent("e5", "u", "a", "click", 2.0, 2_000_000, propensity=0.5, device="phone", position=4)])
     Tables(place).append_interactions(Tables(place).read_interactions())  # a drain that was killed before its mark
     assert drain(place) == 1
     log.close()
     table = Tables(place).read_interactions()
     assert sorted(table["event_id"].to_pylist()) == [f"e{i}" for i in range(6)]
     assert pc.sum(table["value"]).as_py() == 2.0
+    last = table.to_pylist()[-1]
+    assert (last["propensity"], last["device"], last["position"]) == (0.5, "phone", 4)
 
 
 def test_drain_without_a_log_does_nothing(place):

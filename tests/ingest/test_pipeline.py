@@ -145,6 +145,27 @@ def test_a_column_that_is_absent_deletes_nothing(tmp_path, place, encoders):
     assert Tables(place).read_items()["title"].to_pylist() == ["Fire truck"]
 
 
+def test_tags_are_stored_with_the_item_and_a_change_is_a_version(tmp_path, place, encoders):
+    """New tags give a new row and encode nothing; bad ones, or a manifest without them, leave the stored; an empty list removes them."""
+    path = tmp_path / "m.jsonl"
+
+    def ingest(**row):
+        path.write_text(json.dumps({"item_id": "a", "title": "Cléo", "available_at": "1997-01-01", **row}))
+        report = ingest_manifest(place, path, encoders)
+        return report, Tables(place).read_items()["tags"].to_pylist()
+
+    report, tags = ingest(tags=["director:Agnès Varda", "year:1962"])
+    assert (report.items_written, tags) == (1, [["director:Agnès Varda", "year:1962"]])
+    report, tags = ingest(tags=["director:Agnès Varda"])
+    assert (report.items_written, report.modalities["text"]["unchanged"]) == (1, 1)
+    assert tags == [["director:Agnès Varda"]]
+    report, tags = ingest(tags=["director"])
+    assert (report.items_unchanged, report.refused, tags) == (1, {"tags": 1}, [["director:Agnès Varda"]])
+    report, tags = ingest()
+    assert (report.items_unchanged, tags) == (1, [["director:Agnès Varda"]])
+    assert ingest(tags=[])[1] == [None]
+
+
 def test_an_unreadable_manifest_stores_nothing(tmp_path, place, encoders):
     """A file that is not what its ending says ends the run before anything is written."""
     path = tmp_path / "m.parquet"

@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/triptych/v1/common.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x06Vector\x12\x10\n\x08space_id\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\";\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xf5\x01\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07item_id\x18\x05 \x01(\t\x12\x12\n\nevent_type\x18\x06 \x01(\t\x12\x12\n\x05value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x33\n\x0f\x65vent_timestamp\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\npropensity\x18\t \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_valueB\r\n\x0b_propensity\"k\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61udio\x18\x03 \x01(\x0cH\x00\x12%\n\x06vector\x18\x04 \x01(\x0b\x32\x13.triptych.v1.VectorH\x00\x42\t\n\x07\x63ontent\"\x82\x01\n\x0b\x44\x65gradation\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.triptych.v1.DegradedReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\'\n\x08modality\x18\x04 \x01(\x0e\x32\x15.triptych.v1.Modality\"2\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01*s\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03\x12\x12\n\x0eMODALITY_FUSED\x10\x04*\x88\x01\n\tSpaceKind\x12\x1a\n\x16SPACE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SPACE_KIND_ENCODER\x10\x01\x12\x14\n\x10SPACE_KIND_FUSED\x10\x02\x12\x17\n\x13SPACE_KIND_IMPORTED\x10\x03\x12\x18\n\x14SPACE_KIND_UNTRAINED\x10\x04*\xff\x02\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x44\x45GRADED_REASON_UNKNOWN_USER\x10\x01\x12!\n\x1d\x44\x45GRADED_REASON_UNKNOWN_ITEMS\x10\x02\x12$\n DEGRADED_REASON_MISSING_MODALITY\x10\x03\x12%\n!DEGRADED_REASON_STORE_UNAVAILABLE\x10\x04\x12&\n\"DEGRADED_REASON_RETRIEVAL_FALLBACK\x10\x05\x12#\n\x1f\x44\x45GRADED_REASON_UNKNOWN_HISTORY\x10\x06\x12!\n\x1d\x44\x45GRADED_REASON_STALE_VECTORS\x10\x07\x12\'\n#DEGRADED_REASON_EXPLANATION_SKIPPED\x10\x08\x12!\n\x1d\x44\x45GRADED_REASON_QUERY_IGNORED\x10\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/triptych/v1/common.proto\x12\x0btriptych.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x06Vector\x12\x10\n\x08space_id\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\";\n\nItemStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x97\x02\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x15\n\rimpression_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07item_id\x18\x05 \x01(\t\x12\x12\n\nevent_type\x18\x06 \x01(\t\x12\x12\n\x05value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x33\n\x0f\x65vent_timestamp\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\npropensity\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x10\n\x08position\x18\x0b \x01(\rB\x08\n\x06_valueB\r\n\x0b_propensity\"k\n\x05Query\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61udio\x18\x03 \x01(\x0cH\x00\x12%\n\x06vector\x18\x04 \x01(\x0b\x32\x13.triptych.v1.VectorH\x00\x42\t\n\x07\x63ontent\"\x82\x01\n\x0b\x44\x65gradation\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.triptych.v1.DegradedReason\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\'\n\x08modality\x18\x04 \x01(\x0e\x32\x15.triptych.v1.Modality\"2\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmilliseconds\x18\x02 \x01(\x01*s\n\x08Modality\x12\x18\n\x14MODALITY_UNSPECIFIED\x10\x00\x12\x11\n\rMODALITY_TEXT\x10\x01\x12\x12\n\x0eMODALITY_IMAGE\x10\x02\x12\x12\n\x0eMODALITY_AUDIO\x10\x03\x12\x12\n\x0eMODALITY_FUSED\x10\x04*\x88\x01\n\tSpaceKind\x12\x1a\n\x16SPACE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12SPACE_KIND_ENCODER\x10\x01\x12\x14\n\x10SPACE_KIND_FUSED\x10\x02\x12\x17\n\x13SPACE_KIND_IMPORTED\x10\x03\x12\x18\n\x14SPACE_KIND_UNTRAINED\x10\x04*\xff\x02\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x44\x45GRADED_REASON_UNKNOWN_USER\x10\x01\x12!\n\x1d\x44\x45GRADED_REASON_UNKNOWN_ITEMS\x10\x02\x12$\n DEGRADED_REASON_MISSING_MODALITY\x10\x03\x12%\n!DEGRADED_REASON_STORE_UNAVAILABLE\x10\x04\x12&\n\"DEGRADED_REASON_RETRIEVAL_FALLBACK\x10\x05\x12#\n\x1f\x44\x45GRADED_REASON_UNKNOWN_HISTORY\x10\x06\x12!\n\x1d\x44\x45GRADED_REASON_STALE_VECTORS\x10\x07\x12\'\n#DEGRADED_REASON_EXPLANATION_SKIPPED\x10\x08\x12!\n\x1d\x44\x45GRADED_REASON_QUERY_IGNORED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.triptych.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODALITY']._serialized_start=739
-  _globals['_MODALITY']._serialized_end=854
-  _globals['_SPACEKIND']._serialized_start=857
-  _globals['_SPACEKIND']._serialized_end=993
-  _globals['_DEGRADEDREASON']._serialized_start=996
-  _globals['_DEGRADEDREASON']._serialized_end=1379
+  _globals['_MODALITY']._serialized_start=773
+  _globals['_MODALITY']._serialized_end=888
+  _globals['_SPACEKIND']._serialized_start=891
+  _globals['_SPACEKIND']._serialized_end=1027
+  _globals['_DEGRADEDREASON']._serialized_start=1030
+  _globals['_DEGRADEDREASON']._serialized_end=1413
   _globals['_VECTOR']._serialized_start=81
   _globals['_VECTOR']._serialized_end=134
   _globals['_ITEMSTATUS']._serialized_start=136
   _globals['_ITEMSTATUS']._serialized_end=195
   _globals['_EVENT']._serialized_start=198
-  _globals['_EVENT']._serialized_end=443
-  _globals['_QUERY']._serialized_start=445
-  _globals['_QUERY']._serialized_end=552
-  _globals['_DEGRADATION']._serialized_start=555
-  _globals['_DEGRADATION']._serialized_end=685
-  _globals['_STAGETIMING']._serialized_start=687
-  _globals['_STAGETIMING']._serialized_end=737
+  _globals['_EVENT']._serialized_end=477
+  _globals['_QUERY']._serialized_start=479
+  _globals['_QUERY']._serialized_end=586
+  _globals['_DEGRADATION']._serialized_start=589
+  _globals['_DEGRADATION']._serialized_end=719
+  _globals['_STAGETIMING']._serialized_start=721
+  _globals['_STAGETIMING']._serialized_end=771
 # @@protoc_insertion_point(module_scope)

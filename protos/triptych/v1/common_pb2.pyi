@@ -203,6 +203,8 @@ class Event(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     EVENT_TIMESTAMP_FIELD_NUMBER: _builtins.int
     PROPENSITY_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Makes recording idempotent: an event_id that is known already is not recorded again. The server makes one where it is
     empty, and then a retry records the event twice.
@@ -220,6 +222,10 @@ class Event(_message.Message):
     """A rating, a price, seconds watched ..."""
     propensity: _builtins.float
     """Probability with which the policy that logged it showed the item; absent: the ranking was deterministic."""
+    device: _builtins.str
+    """On what it happened: `phone`, `tablet`, `desktop` ... At most 32 bytes; empty: not known. The names of RankContext.device."""
+    position: _builtins.int
+    """Where in the reply the item stood when the user saw it, from 1 for the first; 0: not known."""
     @_builtins.property
     def event_timestamp(self) -> _timestamp_pb2.Timestamp:
         """When it happened; the server's clock where it is absent. Microseconds are kept. Up to 5 minutes ahead of the server's clock
@@ -238,10 +244,12 @@ class Event(_message.Message):
         value: _builtins.float | None = ...,
         event_timestamp: _timestamp_pb2.Timestamp | None = ...,
         propensity: _builtins.float | None = ...,
+        device: _builtins.str = ...,
+        position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_value", b"_value", "event_timestamp", b"event_timestamp", "propensity", b"propensity", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_value", b"_value", "event_id", b"event_id", "event_timestamp", b"event_timestamp", "event_type", b"event_type", "impression_id", b"impression_id", "item_id", b"item_id", "propensity", b"propensity", "request_id", b"request_id", "user_id", b"user_id", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_propensity", b"_propensity", "_value", b"_value", "device", b"device", "event_id", b"event_id", "event_timestamp", b"event_timestamp", "event_type", b"event_type", "impression_id", b"impression_id", "item_id", b"item_id", "position", b"position", "propensity", b"propensity", "request_id", b"request_id", "user_id", b"user_id", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__propensity: _TypeAlias = _typing.Literal["propensity"]  # noqa: Y015
     _WhichOneofArgType__propensity: _TypeAlias = _typing.Literal["_propensity", b"_propensity"]  # noqa: Y015

@@ -56,7 +56,9 @@ class RankContext(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
-    """`phone`, `tablet`, `desktop` ..."""
+    """`phone`, `tablet`, `desktop` ...: a name that events were recorded with. One that the model never saw changes nothing. At most 32
+    bytes.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """The instant to rank for; only events strictly before it are history. The server's clock where it is absent."""
