@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from ranker.errors import CheckpointError, NoStableModelError, RankerError
 from ranker.inputs import Shapes, Vocabulary
 from ranker.model import FusionRanker
 
-FORMAT: Final = 1
+FORMAT: Final = 3
 WEIGHTS, VOCABULARY, MANIFEST, STABLE = "model.safetensors", "vocab.json", "manifest.json", "stable.json"
 _REQUIRED: Final = ("format", "model_id", "space_ids", "dims", "config", "files", "feature_service")
 
@@ -110,7 +110,7 @@ def _build(manifest: Mapping[str, Any], weights: bytes, words: bytes) -> Checkpo
     from safetensors.torch import load as from_bytes
 
     dims = manifest["dims"]
-    shapes = Shapes(dims["modalities"], dims["items"], dims["categories"], dims["event_types"], dims["references"])
+    shapes = Shapes(**{field.name: dims[field.name] for field in fields(Shapes)})
     model = FusionRanker(RankerConfig.from_dict(manifest["config"]), shapes)
     model.load_state_dict(from_bytes(weights))
     return Checkpoint(model.eval(), Vocabulary.from_dict(json.loads(words)), manifest)
@@ -135,7 +135,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"checkpoint {folder} has format {manifest['format']}; this version reads format {FORMAT}"
+            f"checkpoint {folder} has format {manifest['format']}; this version reads format {FORMAT}: train again with `triptych train`"
         )
     return manifest
 

@@ -1,7 +1,7 @@
 """Collaborative priors: what users who met the same items also met, in closed form (EASE and its kin) or as factors (SVD).
 
-They are baselines, make candidates for retrieval, and are an input of the fusion ranker, which must then see them out of fold: weights
-that were fitted on a user's own events have seen that user's labels.
+They are baselines, make candidates for retrieval, and are mixed into the fusion ranker once it is trained (`mixing`). Factors may also be a part of its
+item token; it then reads them out of fold (`folds`), since weights that were fitted on a user's own events have seen that user's labels.
 """
 
 from collections.abc import Callable, Iterator
@@ -74,6 +74,14 @@ def fit_ease(
     return weights
 
 
+def interactions(users: NDArray[np.int64], items: NDArray[np.int64], shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
+    """Who met what as ones [U, I], of pairs of numbers [n]; pairs that come twice count once."""
+    found = scipy.sparse.csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=shape)
+    found.sum_duplicates()
+    found.data[:] = 1.0
+    return found
+
+
 def _gram(histories: scipy.sparse.csr_matrix, user_power: float) -> NDArray[np.float64]:
     """Weighted Gram matrix [I, I]; the weights' mean is 1, so that `l2` means the same for any power."""
     counts = np.maximum(histories.getnnz(axis=1), 1).astype(np.float64)
@@ -84,11 +92,23 @@ def _gram(histories: scipy.sparse.csr_matrix, user_power: float) -> NDArray[np.f
 
 def cosines(content: Floats) -> NDArray[np.float64]:
     """Cosines [I, I] between rows of content [I, d] about their mean; 0 for rows of zeros, whose content is unknown."""
+    unit = centred(content).astype(np.float64)
+    return np.asarray(unit @ unit.T)
+
+
+def centred(content: Floats) -> Floats:
+    """Rows [I, d] about the mean of those that are not 0, of unit length; rows of zeros stay 0."""
     raw = content.astype(np.float64)
     there = np.abs(raw).sum(1) > 0
-    centred = np.where(there[:, None], raw - raw[there].mean(0) if there.any() else raw, 0.0)
-    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    return np.asarray(unit @ unit.T)
+    about = np.where(there[:, None], raw - raw[there].mean(0) if there.any() else raw, 0.0)
+    return np.asarray(about / np.maximum(np.linalg.norm(about, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+@dataclass(frozen=True)
+class SvdConfig:
+    """Truncated SVD of the interactions, by its number of factors."""
+
+    rank: int = 64
 
 
 def fit_svd(histories: scipy.sparse.csr_matrix, rank: int, *, seed: int = 0) -> Floats:

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from ranker.errors import RankerError
 
+KINDS: Final = ("fusion", "ease", "svd")
 GROUPS_BESIDE_MODALITIES: Final = ("id", "other")
 
 
@@ -21,15 +22,37 @@ class RankerConfig:
         space_dim: directions kept of each embedding space (principal axes of the training items).
         whitening: 0 keeps the spread of the principal axes, 1 makes all of them equally wide.
         prototypes, taste_steps: kinds of content told apart in each space; gradient steps that fit a user's taste for them.
-        layers, heads, dropout: of the causal Transformer over the history.
+        content_dim, content_dropout: hidden width of what reads each space and the tags, and the chance that one of its inputs is lost.
+        fusion: how the parts of an item become its token: `gate`, or `sum` or `concat` to compare with.
+        ids, time_gaps: whether tokens know their id, and histories how long ago things were; without, to compare with.
+        collaborative: factors of who met what that are a part of the token (0: none), in training those of other users alone.
+        history: `order` reads events oldest first by a causal Transformer, `set` their tokens' sum by two layers of width `set_dim`, for
+            data that have no times.
+        layers, heads, dropout: of the causal Transformer over the history; `dropout` is the set reader's too.
         history_length: newest events that are read.
         gap_buckets: logarithmic buckets of event age, from a minute up.
         modality_dropout, id_dropout: chance that an item loses a modality, or its id and popularity, in a training step.
+        cold_share: share of steps in which no candidate has its id, as if all were new (next-item and set losses).
         max_candidates: items that a label is compared with in one step; a larger catalogue is sampled.
-        batch_size, max_epochs, patience: labels per step; epochs at most; epochs without a better validation NDCG@10.
+        batch_size, max_epochs, patience: labels per step, 0 for none (then `batch_users` has to be more); epochs at most; looks without a better validation NDCG@10.
+        batch_users: users per step of the loss over all places of their histories; 0 trains on single labels only. An epoch goes
+            once over whatever the steps are made of: users, else labels.
+        popularity: whether popularity before the label enters a score; without, the biases of ids and content stand for it.
+        look_epochs: epochs between looks at validation.
+        attention: whether candidates attend to single events; without, only the tower and the prior score.
+        prior: what is mixed in after training: `ease` (linear item-to-item regression), `svd` (matrix factors), or nothing.
+        network: whether there is a trained network at all; without, the prior is the model.
+        label_smoothing: of the next-item loss.
+        hidden_share: least and most of a set that is hidden in a step, and has to be found again.
+        kl_weight: weight of the set reader's divergence from a standard normal; 0 makes it deterministic.
         learning_rate, gate_learning_rate: of the network, and of the few gates that weigh content similarity.
         weight_decay: AdamW's, on matrices; `id_decay` on what is known of single ids.
+        full_softmax: items up to which losses over histories compare with all of them; of more, a sample with logQ correction.
         tower_weight, rating_weight: weights of the retrieval loss and of the rating loss beside the ranking loss.
+        align_weight: weight of the contrastive loss that draws an item's id and its content together.
+        precision: `auto` trains in bfloat16 on a GPU that has it, else in `float32`; `bfloat16` does so anywhere.
+        exposure_weight: weight of the loss over what replies showed (liked or not, with a bias by position); 0 for none. It comes with
+            the loss of single labels.
         min_positive_rating: a `rating` below it is no positive label.
         negative_events: event types that are no positive label.
         threads: of torch while training, 0 for as many as it has; more than one only wait for each other on small batches.
@@ -41,6 +64,14 @@ class RankerConfig:
     whitening: float = 0.25
     prototypes: int = 16
     taste_steps: int = 6
+    content_dim: int = 64
+    content_dropout: float = 0.1
+    fusion: str = "gate"
+    ids: bool = True
+    time_gaps: bool = True
+    collaborative: int = 0
+    history: str = "order"
+    set_dim: int = 400
     layers: int = 1
     heads: int = 2
     dropout: float = 0.2
@@ -48,16 +79,30 @@ class RankerConfig:
     gap_buckets: int = 12
     modality_dropout: float = 0.1
     id_dropout: float = 0.5
+    cold_share: float = 0.0
     max_candidates: int = 512
     batch_size: int = 128
+    batch_users: int = 0
+    look_epochs: int = 1
+    attention: bool = True
+    popularity: bool = True
+    prior: str = ""
+    network: bool = True
+    label_smoothing: float = 0.0
+    hidden_share: tuple[float, float] = (0.5, 0.5)
+    kl_weight: float = 0.0
     max_epochs: int = 4
     patience: int = 2
     learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-2
     weight_decay: float = 0.05
     id_decay: float = 1.0
+    full_softmax: int = 50_000
     tower_weight: float = 0.5
     rating_weight: float = 0.1
+    align_weight: float = 0.0
+    precision: str = "auto"
+    exposure_weight: float = 0.0
     min_positive_rating: float = 3.5
     negative_events: tuple[str, ...] = ("impression", "skip", "dislike", "hide")
     query_weight: float = 4.0
@@ -73,28 +118,56 @@ class RankerConfig:
         unknown = set(data) - {f.name for f in fields(cls)}
         if unknown:
             raise RankerError(f"ranker config has unknown fields {sorted(unknown)}: it was written by another version")
-        return cls(**{**data, "negative_events": tuple(data.get("negative_events", cls.negative_events))})
+        tuples = {name: tuple(data[name]) for name in ("negative_events", "hidden_share") if name in data}
+        return cls(**{**data, **tuples})
 
 
+_SMALL: Final = RankerConfig(
+    dim=64,
+    space_dim=128,
+    prototypes=1,
+    taste_steps=0,
+    content_dim=128,
+    content_dropout=0.3,
+    layers=2,
+    dropout=0.3,
+    history_length=100,
+    modality_dropout=0.2,
+    id_dropout=0.2,
+    batch_size=0,
+    batch_users=64,
+    look_epochs=2,
+    attention=False,
+    popularity=False,
+    prior="ease",
+    max_epochs=40,
+    patience=5,
+    learning_rate=1e-3,
+    id_decay=0.05,
+    threads=0,
+)
 PRESETS: Final[Mapping[str, RankerConfig]] = {
     "tiny": RankerConfig(),
-    "small": replace(
-        RankerConfig(),
-        dim=64,
-        space_dim=96,
-        layers=2,
-        heads=4,
-        history_length=50,
-        prototypes=32,
-        max_candidates=1024,
-        max_epochs=12,
-        threads=0,
-    ),
+    "small": _SMALL,
+    "base": replace(_SMALL, dim=128, heads=4, space_dim=256, content_dim=256, history_length=200, max_epochs=60),
 }
 
 
 def preset(name: str) -> RankerConfig:
-    """The settings called `name`: `tiny` (hundreds to thousands of items) or `small` (more)."""
+    """The settings called `name`.
+
+    `tiny` learns from single labels, tells kinds of content apart, and attends to single events: for catalogues of hundreds of items, and for
+    reasons by history item. `small` and `base` learn the next item at all places of histories and mix in the prior: better and faster where there
+    are thousands of labels, without attention to single events.
+    """
     if name not in PRESETS:
         raise RankerError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def of_kind(kind: str, size: str) -> RankerConfig:
+    """Settings of a `fusion` ranker of a preset's size, or of a baseline: `ease` or `svd`, without a network."""
+    if kind not in KINDS:
+        raise RankerError(f"there is no kind of ranker {kind!r}; choose one of {', '.join(KINDS)}")
+    config = preset(size)
+    return config if kind == "fusion" else replace(config, network=False, prior=kind, attention=False, popularity=False)

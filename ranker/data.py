@@ -1,12 +1,11 @@
-"""Training sets: reads the folder that point-in-time training makes, finds the item version valid at an instant, splits by time.
+"""Training sets in memory: items with their versions, labels, events and profiles; which version was valid at an instant; the split by time.
 
-What lies before each label is `examples`' work. Numpy and pyarrow only.
+`folder` reads and checks the files, `splits` has the other protocols, and what lies before each label is `examples`' work. Numpy and pyarrow only.
 """
 
 # Shapes are part of names: R item versions, I items.
 # ruff: noqa: N802, N806, N815
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,13 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from encoders.space import MODALITIES, EmbeddingSpace
+from encoders.space import MODALITIES, EmbeddingSpace, SpaceError
 from feature_store.history import Events
 from ranker.config import RankerConfig
 from ranker.errors import TrainingSetError
+from ranker.folder import read_folder
 from ranker.inputs import ItemBatch
 
 Ints = NDArray[np.int64]
@@ -41,6 +40,7 @@ class Items:
     price: NDArray[np.float64]
     vectors: Mapping[str, NDArray[np.float32]]
     present: Mapping[str, NDArray[np.bool_]]
+    tags: Sequence[Sequence[str]] = ()  # `kind:value` names by row; empty where there are none at all
 
     def __len__(self) -> int:
         return len(self.item_R)
@@ -65,8 +65,19 @@ class Items:
         order = np.argsort(keys, kind="stable")
         return starts, order, keys[order]
 
+    @cached_property
+    def last_row_I(self) -> Ints:
+        """Row of each item's last version."""
+        last = np.zeros(len(self.names), np.int64)
+        last[self.item_R] = np.arange(len(self))
+        return last
+
+    def numbers(self, item_ids: Sequence[str]) -> Ints:
+        """Number of each item; `NO_ROW` for one that is not there."""
+        return np.asarray([self.index.get(item_id, NO_ROW) for item_id in item_ids], np.int64)
+
     def rows_at(self, items: Ints, times_us: Ints) -> Ints:
-        """Row of each item's version valid at its time; `NO_ROW` where there is none. Arrays of one shape, or broadcastable."""
+        """Row of each item's version valid at its time; `NO_ROW` where there is none, and for the item `NO_ROW`. Arrays of one shape, or broadcastable."""
         starts, order, keys = self._starts
         wanted = items * (len(starts) + 1) + np.searchsorted(starts, times_us, side="left")
         at = np.searchsorted(keys, wanted, side="left") - 1
@@ -86,12 +97,17 @@ class Items:
             {space: p[rows] for space, p in self.present.items()},
             [self.category[r] for r in rows],
             self.price[rows],
+            [self.tags[r] for r in rows] if self.tags else None,
         )
 
 
 @dataclass(frozen=True)
 class Labels:
-    """n labelled events, in order of time."""
+    """n labelled events, in order of time.
+
+    How each came about is known of some: `devices` and `impressions` are empty where they are known of none, and hold "" where not;
+    `positions` (1: shown first) and `propensities` hold NaN.
+    """
 
     event_ids: list[str]
     users: list[str]
@@ -99,6 +115,10 @@ class Labels:
     event_types: list[str]
     values: NDArray[np.float64]
     timestamps_us: Ints
+    devices: Sequence[str] = ()
+    impressions: Sequence[str] = ()
+    positions: NDArray[np.float64] | None = None
+    propensities: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.event_ids)
@@ -113,6 +133,10 @@ class Labels:
             [self.event_types[i] for i in at],
             self.values[at],
             self.timestamps_us[at],
+            [self.devices[i] for i in at] if self.devices else (),
+            [self.impressions[i] for i in at] if self.impressions else (),
+            None if self.positions is None else self.positions[at],
+            None if self.propensities is None else self.propensities[at],
         )
 
     def positive(self, config: RankerConfig) -> NDArray[np.bool_]:
@@ -129,13 +153,19 @@ def positive_events(types: Sequence[str], values: NDArray[np.float64], config: R
 
 @dataclass(frozen=True)
 class Split:
-    """Labels by time: `train` before `train_end_us`, `validation` before `test_start_us`, `test` from there on."""
+    """Labels to learn from, to choose by, and to judge by.
+
+    Where it is `by_time`, `train` ends before `train_end_us`, `validation` before `test_start_us`; else these instants say until when an
+    item has to be there, and what is counted is counted from `train` alone.
+    """
 
     train: Labels
     validation: Labels
     test: Labels
     train_end_us: int
     test_start_us: int
+    by_time: bool = True
+    candidates: Ints | None = None  # item rows that validation and test rank; all where left out
 
 
 def too_few(ts: "TrainingSet", why: str) -> TrainingSetError:
@@ -191,20 +221,9 @@ class TrainingSet:
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingSet":
-        """Read the folder that `build_training_set` wrote; raises `TrainingSetError` where it cannot be used."""
-        try:
-            meta = json.loads((folder / "meta.json").read_bytes())
-            tables = {
-                name: pq.read_table(folder / f"{name}.parquet") for name in ("items", "labels", "events", "users")
-            }
-        except FileNotFoundError as error:
-            raise TrainingSetError(
-                f"training set {folder} is gone or incomplete ({error.filename or error}): restore the folder, or train a model of another "
-                "name with `triptych train`, which writes its own"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise TrainingSetError(f"training set {folder} cannot be read: {error}") from error
-        spaces = spaces_by_modality([EmbeddingSpace.from_dict(space) for space in meta["spaces"]])
+        """Read the folder that `build_training_set` wrote, or one made by hand; raises `TrainingSetError` where it cannot be used."""
+        meta, described, tables = read_folder(folder)
+        spaces = spaces_by_modality(described)
         items = _read_items(tables["items"], spaces)
         return cls(
             items,
@@ -227,9 +246,7 @@ class TrainingSet:
         """
         rng = np.random.default_rng(seed)
         other_I = rng.permutation(len(self.items.names))
-        last_row_I = np.zeros(len(self.items.names), np.int64)
-        last_row_I[self.items.item_R] = np.arange(len(self.items))
-        rows = last_row_I[other_I[self.items.item_R]]
+        rows = self.items.last_row_I[other_I[self.items.item_R]]
         content = self.items.batch(rows)
         shuffled = replace(
             self.items,
@@ -237,6 +254,7 @@ class TrainingSet:
             price=self.items.price[rows],
             vectors=content.vectors,
             present=content.present,
+            tags=content.tags or (),
         )
         return replace(self, items=shuffled)
 
@@ -260,6 +278,7 @@ def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
     vectors, present = {}, {}
     for space in spaces.values():
         vectors[space.space_id], present[space.space_id] = vector_column(table, f"vec_{space.space_id}", space.dim)
+        _check_norms(space, vectors[space.space_id][present[space.space_id]])
     return Items(
         names.tolist(),
         item_r.astype(np.int64),
@@ -269,13 +288,23 @@ def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
         _floats(table, "price"),
         vectors,
         present,
+        [tags or [] for tags in table["tags"].to_pylist()] if "tags" in table.column_names else (),
     )
+
+
+def _check_norms(space: EmbeddingSpace, vectors: NDArray[np.float32]) -> None:
+    try:
+        space.check(vectors)
+    except SpaceError as error:
+        raise TrainingSetError(f"items.parquet: {error}; divide each vector by its norm, or leave it null") from error
 
 
 def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """A list<float> column -> vectors [n, dim] (0 where null) and presence [n]."""
     if name not in table.column_names:
-        raise TrainingSetError(f"the training set has no column {name}; it has {', '.join(table.column_names)}")
+        raise TrainingSetError(
+            f"the training set has no column {name} (list of float), which meta.json names; it has {', '.join(table.column_names)}"
+        )
     column = table[name].combine_chunks()
     present = np.asarray(column.is_valid())
     flat = np.asarray(column.drop_null().flatten(), np.float32)
@@ -295,7 +324,22 @@ def _read_labels(table: pa.Table) -> Labels:
         table["event_type"].to_pylist(),
         _floats(table, "value"),
         _ints(table, "timestamp_us"),
+        _known_names(table, "device"),
+        _known_names(table, "impression_id"),
+        _known_floats(table, "position"),
+        _known_floats(table, "propensity"),
     )
+
+
+def _known_names(table: pa.Table, name: str) -> Sequence[str]:
+    """A column of names, "" for null; nothing where there is none, as in folders of an earlier version."""
+    there = name in table.column_names and table[name].null_count < len(table)
+    return [value or "" for value in table[name].to_pylist()] if there else ()
+
+
+def _known_floats(table: pa.Table, name: str) -> NDArray[np.float64] | None:
+    there = name in table.column_names and table[name].null_count < len(table)
+    return _floats(table, name) if there else None
 
 
 def _read_events(table: pa.Table) -> dict[str, Events]:
@@ -316,6 +360,10 @@ def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dic
     if space is None or f"vec_{space.space_id}" not in table.column_names:
         return {}
     vectors, present = vector_column(table, f"vec_{space.space_id}", space.dim)
+    if "profile_from_us" not in table.column_names:
+        raise TrainingSetError(
+            "users.parquet has profiles but no column profile_from_us: labels at or before that instant must not see them"
+        )
     users, since = table["user_id"].to_pylist(), table["profile_from_us"].to_pylist()
     return {users[i]: Profile(vectors[i], since[i]) for i in np.flatnonzero(present) if since[i] is not None}
 

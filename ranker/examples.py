@@ -6,7 +6,6 @@ Histories come from `history_as_of`, the function that serving uses, and an item
 # Shapes are part of names: n examples, B of a batch, L events, C candidates, R item versions, I items.
 # ruff: noqa: N803, N806, N815
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from feature_store.history import Events, history_as_of
 from ranker.data import NO_ROW, Ints, Labels, TrainingSet
-from ranker.inputs import History, Vocabulary, encode_names
+from ranker.exposure import attributed, is_shown
+from ranker.inputs import History, Vocabulary, encode_names, tensor_of
 from ranker.inputs import Items as Encoded
 from ranker.model import FusionRanker
 from ranker.scorer import SECOND_US, event_strength
@@ -32,32 +32,28 @@ class Examples:
     strength_nL: Tensor
     time_nL: Ints
     seen: list[Ints]
+    device_n: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Ints]:
-        """Numbers of all examples in batches; in random order if an `rng` is given."""
-        order = np.arange(len(self)) if rng is None else rng.permutation(len(self))
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
 
     def history(self, at: Ints, items: Encoded, position_of_row: Ints) -> History:
         """Histories of examples `at`, from encoded `items`; `position_of_row` [R] says where in them a row is."""
         row_BL = self.row_nL[at]
         row_BL = row_BL[:, : max(1, int((row_BL != NO_ROW).sum(1).max()))]
         width = row_BL.shape[1]
-        mask_BL = torch.from_numpy(row_BL != NO_ROW)
-        met = items.take(torch.from_numpy(position_of_row[np.maximum(row_BL, 0)]))
+        mask_BL = tensor_of(row_BL != NO_ROW)
+        met = items.take(tensor_of(position_of_row[np.maximum(row_BL, 0)]))
         age_BL = (self.labels.timestamps_us[at][:, None] - self.time_nL[at, :width]) / SECOND_US
         return History(
             met.content_NMK * mask_BL[..., None, None],
             met.token_ND * mask_BL[..., None],
             met.feature_NF * mask_BL[..., None],
+            met.index_N * mask_BL,
             mask_BL,
             self.event_nL[at, :width],
             self.strength_nL[at, :width],
-            torch.from_numpy(age_BL.astype(np.float32)),
+            tensor_of(age_BL.astype(np.float32)),
         )
 
     def seen_mask(self, at: Ints, items_C: Ints, n_items: int) -> NDArray[np.bool_]:
@@ -69,12 +65,22 @@ class Examples:
 
 
 def build_examples(ts: TrainingSet, labels: Labels, model: FusionRanker, vocabulary: Vocabulary) -> Examples:
-    """Examples of all positive labels of items that were new to their user."""
+    """Examples of all positive labels of items that were new to their user; to have been shown one is not to have met it."""
+    labels = attributed(labels)
     parts = [
         _Before.of(ts, labels, int(i), model.config.history_length)
         for i in np.flatnonzero(labels.positive(model.config))
     ]
-    parts = [part for part in parts if part.target_item not in part.seen]
+    return _of([part for part in parts if part.target_item not in part.seen], labels, model, vocabulary)
+
+
+def examples_at(ts: TrainingSet, labels: Labels, at: Ints, model: FusionRanker, vocabulary: Vocabulary) -> Examples:
+    """Examples of the labels at `at`, whatever they are."""
+    parts = [_Before.of(ts, labels, int(i), model.config.history_length) for i in at]
+    return _of(parts, labels, model, vocabulary)
+
+
+def _of(parts: "list[_Before]", labels: Labels, model: FusionRanker, vocabulary: Vocabulary) -> Examples:
     lengths = np.asarray([len(part.rows) for part in parts], np.int64)
     filled = np.arange(model.config.history_length)[None] < lengths[:, None]
     kinds = [kind for part in parts for kind in part.events.event_types]
@@ -84,11 +90,12 @@ def build_examples(ts: TrainingSet, labels: Labels, model: FusionRanker, vocabul
     time_nL = np.repeat(labels.timestamps_us[[part.label for part in parts]][:, None], filled.shape[1], axis=1)
     time_nL[filled] = np.concatenate([np.zeros(0, np.int64), *(part.events.timestamps_us for part in parts)])
     event_nL = torch.zeros(filled.shape, dtype=torch.long)
-    event_nL[torch.from_numpy(filled)] = encode_names(kinds, vocabulary.event_index, len(kinds))
+    event_nL[tensor_of(filled)] = encode_names(kinds, vocabulary.event_index, len(kinds))
     strength_nL = torch.zeros(filled.shape)
-    strength_nL[torch.from_numpy(filled)] = event_strength(model, kinds, values)
+    strength_nL[tensor_of(filled)] = event_strength(model, kinds, values)
     kept = labels.take(np.asarray([part.label for part in parts], np.int64))
-    return Examples(kept, row_nL, event_nL, strength_nL, time_nL, [part.seen for part in parts])
+    device_n = encode_names(kept.devices or None, vocabulary.device_index, len(kept))
+    return Examples(kept, row_nL, event_nL, strength_nL, time_nL, [part.seen for part in parts], device_n)
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,9 @@ class _Before:
     def of(cls, ts: TrainingSet, labels: Labels, i: int, limit: int) -> "_Before":
         t_us = int(labels.timestamps_us[i])
         before = history_as_of(ts.events[labels.users[i]], t_us, exclude_event_id=labels.event_ids[i])
-        items = np.asarray([ts.items.index.get(item_id, NO_ROW) for item_id in before.item_ids], np.int64)
-        rows = np.where(items == NO_ROW, NO_ROW, ts.items.rows_at(np.maximum(items, 0), np.asarray(t_us)))
+        items = ts.items.numbers(before.item_ids)
+        rows = ts.items.rows_at(items, np.asarray(t_us))
         known = np.flatnonzero(rows != NO_ROW)[-limit:]
         target = int(ts.items.item_R[labels.item_row[i]])
-        return cls(i, target, rows[known], before.take(known), items[items != NO_ROW])
+        met = (items != NO_ROW) & ~is_shown(before.event_types)
+        return cls(i, target, rows[known], before.take(known), items[met])

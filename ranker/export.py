@@ -71,7 +71,8 @@ def read_item_batch(tables: Tables, ranker: Ranker) -> tuple[ItemBatch, NDArray[
         vectors[space_id], present[space_id] = _aligned(tables, space_id, dim, row_of)
     price = np.asarray(items["price"].cast(pa.float64()).fill_null(np.nan), np.float64)
     valid_from_us = np.asarray(items["event_timestamp"].cast(pa.int64()), np.int64)
-    return ItemBatch(ids, vectors, present, items["category"].to_pylist(), price), valid_from_us
+    tags = [one or [] for one in items["tags"].to_pylist()]
+    return ItemBatch(ids, vectors, present, items["category"].to_pylist(), price, tags), valid_from_us
 
 
 def _aligned(

@@ -6,13 +6,15 @@ Projections and scales are fitted on items and labels of the training window onl
 # Shapes are part of names: R reference items, M modalities, K directions.
 # ruff: noqa: N806
 
+from collections import Counter
+
 import numpy as np
 import torch
 
 from ranker.config import RankerConfig
 from ranker.data import Labels, Split, TrainingSet
 from ranker.examples import Examples
-from ranker.inputs import ItemInputs, Shapes, Vocabulary
+from ranker.inputs import ItemInputs, Shapes, Vocabulary, tensor_of
 from ranker.model import FusionRanker
 from ranker.popularity import Popularity
 
@@ -31,7 +33,15 @@ def build_vocabulary(ts: TrainingSet, split: Split) -> Vocabulary:
         for kind, t_us in zip(events.event_types, events.timestamps_us, strict=True)
         if t_us < split.test_start_us
     }
-    return Vocabulary(tuple(ts.items.names[i] for i in items), tuple(sorted(categories)), tuple(sorted(types)))
+    tags = Counter(tag for r in rows.tolist() for tag in (ts.items.tags[r] if ts.items.tags else ()))
+    shared = sorted(tag for tag, count in tags.items() if count > 1)  # one item's own tag says nothing of others
+    return Vocabulary(
+        tuple(ts.items.names[i] for i in items),
+        tuple(sorted(categories)),
+        tuple(sorted(types)),
+        tuple(shared),
+        tuple(sorted({device for device in split.train.devices if device})),
+    )
 
 
 def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary: Vocabulary) -> FusionRanker:
@@ -42,11 +52,13 @@ def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary:
         len(vocabulary.categories),
         len(vocabulary.event_types),
         min(MAX_REFERENCES, len(set(split.train.item_row.tolist()))),
+        len(vocabulary.tags),
+        devices=len(vocabulary.devices),
     )
     model = FusionRanker(config, shapes)
     _fit_projections(model, ts, split)
     _fit_scales(model, ts, split)
-    set_popularity(model, ts, vocabulary, Popularity.of(ts, config), split.train_end_us)
+    _fit_tags(model, ts, split, vocabulary)
     trained = set(ts.items.item_R[split.train.item_row].tolist())
     for index, name in enumerate(vocabulary.items, start=1):
         if ts.items.index[name] not in trained:
@@ -59,11 +71,11 @@ def _fit_projections(model: FusionRanker, ts: TrainingSet, split: Split) -> None
     for modality, space in ts.spaces.items():
         there = rows[ts.items.present[space.space_id][rows]]
         chosen = there[:: -(-len(there) // MAX_FIT_ITEMS) or 1]
-        vectors = torch.from_numpy(ts.items.vectors[space.space_id][chosen])
+        vectors = tensor_of(ts.items.vectors[space.space_id][chosen])
         model.projection(modality).fit(vectors, model.config.whitening)
     written = [profile.vector for profile in ts.profiles.values() if profile.from_us < split.train_end_us]
     if "text" in ts.spaces and written:
-        model.profile_mean.copy_(torch.from_numpy(np.mean(written, axis=0)))
+        model.profile_mean.copy_(tensor_of(np.mean(written, axis=0)))
 
 
 def _fit_scales(model: FusionRanker, ts: TrainingSet, split: Split) -> None:
@@ -71,6 +83,14 @@ def _fit_scales(model: FusionRanker, ts: TrainingSet, split: Split) -> None:
     with np.errstate(invalid="ignore"):
         _set_stats(model.price_stats, np.log1p(ts.items.price[rows]))
     _set_stats(model.rating_stats, ratings(split.train))
+
+
+def _fit_tags(model: FusionRanker, ts: TrainingSet, split: Split, vocabulary: Vocabulary) -> None:
+    """Log inverse frequency of each tag among the items of training."""
+    rows = np.flatnonzero(ts.items.valid_from_R < split.train_end_us)
+    counts = Counter(tag for r in rows.tolist() for tag in (ts.items.tags[r] if ts.items.tags else ()))
+    for at, tag in enumerate(vocabulary.tags, start=1):
+        model.tag_idf[at] = float(np.log(max(2, len(rows)) / max(1, counts[tag])))
 
 
 def ratings(labels: Labels) -> np.ndarray:
@@ -90,7 +110,7 @@ def set_popularity(
     """Freeze popularity as it was at an instant."""
     items = np.asarray([ts.items.index[name] for name in vocabulary.items], np.int64)
     if len(items):
-        model.popularity[1:] = torch.from_numpy(counted.log_share(items, np.asarray([t_us]))[0])
+        model.popularity[1:] = tensor_of(counted.log_share(items, np.asarray([t_us]))[0])
 
 
 def set_references(model: FusionRanker, inputs: ItemInputs, examples: Examples) -> None:
@@ -100,8 +120,8 @@ def set_references(model: FusionRanker, inputs: ItemInputs, examples: Examples) 
     """
     rows, likes = np.unique(examples.labels.item_row, return_counts=True)
     order = np.argsort(-likes, kind="stable")[: len(model.taste.share)]
-    content_RMK = inputs.spaces_NMK[torch.from_numpy(rows[order])]
-    share_R = torch.from_numpy(likes[order] / likes[order].sum()).float()
+    content_RMK = inputs.spaces_NMK[tensor_of(rows[order])]
+    share_R = tensor_of(likes[order] / likes[order].sum()).float()
     model.taste.content[: len(order)] = content_RMK
     model.taste.share.zero_()[: len(order)] = share_R
     weight_RM = share_R[:, None] * (content_RMK != 0).any(-1)
@@ -115,8 +135,8 @@ def _set_prototypes(prototypes: torch.Tensor, content: torch.Tensor) -> None:
     """Start prototypes [P, K] at the centres of clusters of content [R, K]; where there is too little, some stay random."""
     from sklearn.cluster import KMeans
 
-    there = np.unique(content[(content != 0).any(-1)].numpy(), axis=0)
+    there = np.unique(content[(content != 0).any(-1)].cpu().numpy(), axis=0)
     count = min(len(prototypes), len(there))
     if count:
         centres = KMeans(count, n_init=4, random_state=0).fit(there).cluster_centers_
-        prototypes[:count] = torch.nn.functional.normalize(torch.from_numpy(centres), dim=-1)
+        prototypes[:count] = torch.nn.functional.normalize(tensor_of(centres), dim=-1)

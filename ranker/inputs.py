@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 UNKNOWN = 0  # index of everything that a vocabulary does not know
+VOCABULARIES = ("items", "categories", "event_types", "tags", "devices")
+TAG_SCALE = 4.0  # norm of an item's tag weights: as much as some content vector says
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class ItemBatch:
         present: space_id -> bool [n]; a space that is missing here is absent for all.
         category: name or None.
         price: float [n], NaN where unknown.
+        tags: `kind:value` names of each, [n] sequences.
     """
 
     item_ids: list[str]
@@ -36,6 +39,7 @@ class ItemBatch:
     present: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     category: Sequence[str | None] | None = None
     price: NDArray[np.floating[Any]] | None = None
+    tags: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -48,6 +52,8 @@ class Vocabulary:
     items: tuple[str, ...]
     categories: tuple[str, ...]
     event_types: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @cached_property
     def item_index(self) -> dict[str, int]:
@@ -60,29 +66,48 @@ class Vocabulary:
         return {name: i for i, name in enumerate(self.categories, start=1)}
 
     @cached_property
+    def tag_index(self) -> dict[str, int]:
+        """Tag -> index."""
+        return {name: i for i, name in enumerate(self.tags, start=1)}
+
+    @cached_property
     def event_index(self) -> dict[str, int]:
         """Event type -> index."""
         return {name: i for i, name in enumerate(self.event_types, start=1)}
 
+    @cached_property
+    def device_index(self) -> dict[str, int]:
+        """Device -> index."""
+        return {name: i for i, name in enumerate(self.devices, start=1)}
+
     def to_dict(self) -> dict[str, list[str]]:
         """JSON-serialisable form."""
-        return {"items": list(self.items), "categories": list(self.categories), "event_types": list(self.event_types)}
+        return {name: list(words) for name, words in vars(self).items() if name in VOCABULARIES}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Sequence[str]]) -> Self:
         """The inverse of `to_dict`."""
-        return cls(tuple(data["items"]), tuple(data["categories"]), tuple(data["event_types"]))
+        return cls(*(tuple(data[name]) for name in VOCABULARIES))
 
 
 @dataclass(frozen=True)
 class ItemInputs:
-    """Tensors of N items, M modalities, K directions: `spaces_NMK` (0 where absent), `present_NM`, `index_N`, `category_N`, `price_N` (NaN: none)."""
+    """Tensors of N items, M modalities, K directions, T tags.
+
+    Attributes:
+        spaces_NMK, present_NM: directions in each space, 0 where absent.
+        index_N, category_N: in the vocabulary, 0 where unknown.
+        price_N: log(1 + price), NaN where unknown.
+        tag_NT, tag_weight_NT: tags in the vocabulary (0: none) and how much each says.
+    """
 
     spaces_NMK: Tensor
     present_NM: Tensor
     index_N: Tensor
     category_N: Tensor
     price_N: Tensor
+    tag_NT: Tensor
+    tag_weight_NT: Tensor
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -90,6 +115,13 @@ class ItemInputs:
     def take(self, rows: Tensor) -> Self:
         """The items at `rows` (long), in that order."""
         return type(self)(*(value[rows] for value in vars(self).values()))
+
+    @classmethod
+    def concat(cls, parts: Sequence["ItemInputs"]) -> "ItemInputs":
+        """All items of `parts` (at least one), in order."""
+        most = max(part.tag_NT.shape[1] for part in parts)
+        wide = [replace(p, tag_NT=_padded(p.tag_NT, most), tag_weight_NT=_padded(p.tag_weight_NT, most)) for p in parts]
+        return cls(*(torch.cat(values) for values in zip(*(tuple(vars(p).values()) for p in wide), strict=True)))
 
     def keep(self, groups_NG: Tensor) -> Self:
         """The same items with only some groups of features: bool [N, M + 2] over (modalities..., id, other)."""
@@ -103,18 +135,23 @@ class ItemInputs:
             index_N=self.index_N * with_id,
             category_N=self.category_N * with_other,
             price_N=torch.where(with_other, self.price_N, torch.nan),
+            tag_NT=self.tag_NT * with_other[:, None],
         )
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes that come from data: raw dim by modality (in order), how many names and how many reference items there are."""
+    """Sizes that come from data: raw dim by modality (in order), how many names, reference items, neighbours in the prior, its rank, devices."""
 
     modalities: Mapping[str, int]
     items: int
     categories: int
     event_types: int
     references: int = 1
+    tags: int = 0
+    prior: int = 0
+    prior_rank: int = 0
+    devices: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +176,7 @@ class History:
     content_BLMK: Tensor
     token_BLD: Tensor
     feature_BLF: Tensor
+    index_BL: Tensor
     mask_BL: Tensor
     event_BL: Tensor
     strength_BL: Tensor
@@ -148,6 +186,10 @@ class History:
     def there_BLM(self) -> Tensor:
         """Which modalities each event's item has."""
         return (self.content_BLMK != 0).any(-1)
+
+
+def _padded(values_NT: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(values_NT, (0, width - values_NT.shape[1]))
 
 
 def usable(batch: ItemBatch, space_id: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -173,4 +215,25 @@ def encode_names(names: Sequence[str | None] | None, index: Mapping[str, int], n
 def encode_price(price: NDArray[np.floating[Any]] | None, n: int) -> Tensor:
     """log(1 + price) as float32 [n]; NaN where it is unknown or negative."""
     values = np.full(n, np.nan) if price is None else np.asarray(price, np.float64)
-    return torch.from_numpy(np.log1p(np.where(values >= 0, values, np.nan)).astype(np.float32))
+    return tensor_of(np.log1p(np.where(values >= 0, values, np.nan)).astype(np.float32))
+
+
+def encode_tags(tags: Sequence[Sequence[str]] | None, index: Mapping[str, int], n: int) -> Tensor:
+    """Indices [n, T] of each item's known tags, padded by 0; T is at least 1."""
+    known = [[index[tag] for tag in one if tag in index] for one in tags or [()] * n]
+    found = torch.zeros(n, max([1, *map(len, known)]), dtype=torch.long)
+    for row, one in enumerate(known):
+        found[row, : len(one)] = torch.tensor(one, dtype=torch.long)
+    return found
+
+
+def tag_weights(tags: Tensor, idf: Tensor) -> Tensor:
+    """Weights [N, T] of `tags` [N, T] by rarity, `TAG_SCALE` long for each item that has any."""
+    raw: Tensor = idf[tags] * (tags > 0)
+    scaled: Tensor = TAG_SCALE * raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return scaled
+
+
+def tensor_of(values: NDArray[Any]) -> Tensor:
+    """An array as a tensor on torch's default device; on the CPU without a copy."""
+    return torch.as_tensor(values, device=torch.get_default_device())

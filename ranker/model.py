@@ -1,12 +1,12 @@
 """The fusion ranker in one file: item token, user, target attention, and the two-tower part that retrieval shares.
 
-Score = tower + attention. The tower is a plain inner product of a user side and an item side, so that approximate search over it
-agrees with ranking: tastes fitted to the history, cosines with what the user met, token, popularity. Attention lets the candidate
-read single events of the history. Similarity of content is built in, because most items that must be ranked were never seen in
-training; what is known of single ids is additive, regularised and often dropped.
+Score = tower + attention + prior. The tower is an inner product of a user side and an item side, so that approximate search over it
+agrees with ranking: what the history was read as, tastes fitted to it, cosines with what the user met, token, popularity. Attention lets
+the candidate read single events of the history. The prior is linear item-to-item regression (`prior`), mixed in late. Content is in the
+token and in the cosines, so that items which nobody met yet have their place; what is known of single ids is often dropped in training.
 
-Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, D model width,
-F prototypes of all spaces.
+Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, S slots of a token, T tags
+of an item, D model width, P prototypes of a space, F = M * P.
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ranker.config import RankerConfig
 from ranker.inputs import History, ItemInputs, Items, Shapes
+from ranker.prior import Prior
 from ranker.similarity import Gates, Taste
 
 CONTEXT_FEATURES: Final = 9  # sine and cosine of the hour, seven weekdays
@@ -29,6 +30,8 @@ FIRST_GAP_SECONDS: Final = 60.0
 GAP_BASE: Final = 3.0  # a bucket is three times as long as the one before: 12 buckets reach from a minute to 20 years
 MASKED: Final = -1e9
 FUSED_MARGIN: Final = 1.1
+MOST_SECONDS: Final = 1e10
+TOKEN_STD: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class User:
     tower_BT: Tensor  # direction in each space, tastes, vector: what meets the same of an item
     vector_BD: Tensor
     hidden_BLD: Tensor
+    prior_BI: Tensor | None  # by item index, as `Prior` gives it
+    prior_BR: Tensor  # what retrieval sees of that
     history: History
 
 
@@ -91,32 +96,87 @@ class SpaceProjection(nn.Module):
 
 
 class ItemEncoder(nn.Module):
-    """Item token: a learned query attends to whichever of (modalities..., id, category, price) are there."""
+    """Item token: a gate weighs whichever of (modalities..., id, category, price, tags) are there, and the token is their weighted sum.
+
+    The gate is a softmax over what is there, of a learned query with each normalised slot: attention with one query. `fusion="concat"`
+    lays the slots side by side before a linear layer in its place, `"sum"` adds them: what the gate is compared with.
+    """
+
+    factor_IK: Tensor
 
     def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
         super().__init__()
-        d, slots = config.dim, len(shapes.modalities) + 4
-        self.content = nn.ModuleList(nn.Linear(config.space_dim, d) for _ in shapes.modalities)
+        d, hidden = config.dim, config.content_dim
+        self.fusion, self.dropout = config.fusion, config.content_dropout
+        self.content = nn.ModuleList(_content(config.space_dim, hidden, d, self.dropout) for _ in shapes.modalities)
+        self.factors = _content(config.collaborative, hidden, d, self.dropout) if config.collaborative else None
+        self.register_buffer("factor_IK", torch.zeros(shapes.items + 1, config.collaborative))
+        self.fold_IK = self.factor_IK  # in training: what users other than the batch's say (`folds`)
         self.ids = nn.Embedding(shapes.items + 1, d)
         self.categories = nn.Embedding(shapes.categories + 1, d)
         self.price = nn.Linear(1, d)
-        self.slots = nn.Parameter(0.1 * torch.randn(slots, d))
-        self.query = nn.Parameter(torch.randn(d) / math.sqrt(d))
-        self.value = nn.Linear(d, d)
-        self.norm = nn.LayerNorm(d)
-        nn.init.normal_(self.ids.weight, std=0.02)
-        nn.init.normal_(self.categories.weight, std=0.1)
+        self.tags = nn.EmbeddingBag(shapes.tags + 1, hidden, mode="sum", padding_idx=0)
+        self.tag_out = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(self.dropout), nn.Linear(hidden, d))
+        self.slot_names = (
+            *shapes.modalities,
+            "id",
+            "category",
+            "price",
+            "tags",
+            *(["factors"] if self.factors else []),
+        )
+        slots = len(self.slot_names)
+        self.query, self.gate_bias = nn.Parameter(torch.zeros(slots, d)), nn.Parameter(torch.zeros(slots))
+        self.concat = nn.Linear(slots * d, d) if config.fusion == "concat" else None
+        for layer in (*self.content, self.tag_out, *([self.factors] if self.factors else [])):
+            nn.init.normal_(layer[-1].weight, std=TOKEN_STD / math.sqrt(hidden))
+            nn.init.zeros_(layer[-1].bias)
+        for layer in (self.ids, self.categories, self.price):
+            nn.init.normal_(layer.weight, std=TOKEN_STD)
+        nn.init.normal_(self.tags.weight, std=0.1)
+        nn.init.zeros_(self.price.bias)
 
-    def forward(self, inputs: ItemInputs, price_N: Tensor) -> Tensor:
-        """Tokens [N, D]; the last slot is always there, so that an item without any feature has a token too."""
-        content = [layer(inputs.spaces_NMK[:, m]) for m, layer in enumerate(self.content)]
-        known = inputs.price_N.isfinite()
-        parts = [*content, self.ids(inputs.index_N), self.categories(inputs.category_N), self.price(price_N[:, None])]
-        slots_NSD = torch.stack([*parts, torch.zeros_like(parts[0])], dim=1) + self.slots
-        there = [*inputs.present_NM.unbind(1), inputs.index_N > 0, inputs.category_N > 0, known, torch.ones_like(known)]
-        logits_NS = (slots_NSD @ self.query).masked_fill(~torch.stack(there, dim=1), -torch.inf)
-        pooled_ND = (logits_NS.softmax(1)[..., None] * self.value(slots_NSD)).sum(1)
-        return self.norm(pooled_ND)  # type: ignore[no-any-return]
+    def forward(self, inputs: ItemInputs, slots_NSD: Tensor) -> Tensor:
+        """Tokens [N, D] of what is there; 0 for an item without any feature."""
+        there_NS = self.there(inputs)
+        slots_NSD = slots_NSD * there_NS[..., None]
+        if self.concat is not None:
+            return self.concat(slots_NSD.flatten(1))  # type: ignore[no-any-return]
+        if self.fusion == "sum":
+            return slots_NSD.sum(1)
+        return (self.gate(slots_NSD, there_NS)[..., None] * slots_NSD).sum(1)
+
+    def slots(self, inputs: ItemInputs, price_N: Tensor) -> Tensor:
+        """What each slot says [N, S, D], whether it is there or not."""
+        space_NMK = F.dropout(inputs.spaces_NMK * math.sqrt(inputs.spaces_NMK.shape[-1]), self.dropout, self.training)
+        content = [layer(space_NMK[:, m]) for m, layer in enumerate(self.content)]
+        weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
+        tags_ND = self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))
+        others = [self.ids(inputs.index_N), self.categories(inputs.category_N), self.price(price_N[:, None]), tags_ND]
+        if self.factors is not None:
+            others.append(self.factors(F.dropout(self._factors(inputs), self.dropout, self.training)))
+        return torch.stack([*content, *others], 1)
+
+    def there(self, inputs: ItemInputs) -> Tensor:
+        """Which slots [N, S] an item has."""
+        known = [inputs.index_N > 0, inputs.category_N > 0, inputs.price_N.isfinite(), (inputs.tag_NT > 0).any(1)]
+        if self.factors is not None:
+            known.append((self._factors(inputs) != 0).any(1))
+        return torch.stack([*inputs.present_NM.unbind(1), *known], 1)
+
+    def _factors(self, inputs: ItemInputs) -> Tensor:
+        return (self.fold_IK if self.training else self.factor_IK)[inputs.index_N]
+
+    def gate(self, slots_NSD: Tensor, there_NS: Tensor) -> Tensor:
+        """Weights [N, S], 1 on average over what is there and 0 elsewhere."""
+        logits_NS = (F.layer_norm(slots_NSD, slots_NSD.shape[-1:]) * self.query).sum(-1) + self.gate_bias
+        weights_NS = logits_NS.masked_fill(~there_NS, MASKED).softmax(1) * there_NS
+        return weights_NS * there_NS.sum(1, keepdim=True)
+
+
+def _content(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    layers = (nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 class Block(nn.Module):
@@ -128,7 +188,7 @@ class Block(nn.Module):
         self.heads, self.dropout = config.heads, config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.mlp = nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * d, d))
+        self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; padding at the end needs no mask, since nothing before it looks there."""
@@ -137,10 +197,40 @@ class Block(nn.Module):
             self.qkv(self.norm1(x_BLD)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         )  # 3 B H L D/H
         mixed = F.scaled_dot_product_attention(
-            qkv[0], qkv[1], qkv[2], is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
-        x_BLD = x_BLD + self.out(mixed.transpose(1, 2).reshape(b, n, d))
-        return x_BLD + self.mlp(self.norm2(x_BLD))  # type: ignore[no-any-return]
+            qkv[0], qkv[1], qkv[2], is_causal=True
+        )  # with dropout here it is far slower
+        x_BLD = x_BLD + self._drop(self.out(mixed.transpose(1, 2).reshape(b, n, d)))
+        return x_BLD + self._drop(self.mlp(self.norm2(x_BLD)))
+
+    def _drop(self, x_BLD: Tensor) -> Tensor:
+        return F.dropout(x_BLD, self.dropout, self.training)
+
+
+class SetReader(nn.Module):
+    """Reads a history without order: the tokens' sum by the root of their number, and two layers.
+
+    After Liang et al., Variational autoencoders for collaborative filtering, WWW 2018, with tokens in place of one-hot inputs.
+    """
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__()
+        d, hidden = config.dim, config.set_dim
+        self.first = nn.Linear(d, hidden) if d != hidden else nn.Identity()
+        self.second, self.out = nn.Linear(hidden, hidden), nn.Linear(hidden, d)
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.spread = nn.Linear(hidden, d)
+        self.dropout = config.dropout
+        nn.init.normal_(self.spread.weight, std=1e-3)
+        nn.init.constant_(self.spread.bias, -2.0)
+
+    def forward(self, bag_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [B, D] and log variances [B, D] of what the user is."""
+        x_BH = self._drop(F.silu(self.norm1(self.first(bag_BD))))
+        x_BH = x_BH + self._drop(F.silu(self.norm2(self.second(x_BH))))
+        return self.out(x_BH), self.spread(x_BH).clamp(-8.0, 4.0)
+
+    def _drop(self, x_BH: Tensor) -> Tensor:
+        return F.dropout(x_BH, self.dropout, self.training)
 
 
 class FusionRanker(nn.Module):
@@ -148,6 +238,7 @@ class FusionRanker(nn.Module):
 
     popularity: Tensor
     id_row: Tensor
+    tag_idf: Tensor
     price_stats: Tensor
     rating_stats: Tensor
     profile_mean: Tensor
@@ -159,31 +250,35 @@ class FusionRanker(nn.Module):
         d, k = config.dim, config.space_dim
         self.projections = nn.ModuleDict({name: SpaceProjection(dim, k) for name, dim in shapes.modalities.items()})
         self.encoder = ItemEncoder(config, shapes)
+        self.reader = SetReader(config) if config.history == "set" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.start = nn.Parameter(0.1 * torch.randn(d))
+        self.place = nn.Embedding(config.history_length, d)
         self.event = nn.Embedding(shapes.event_types + 1, d)
-        self.gap = nn.Embedding(config.gap_buckets, d)
+        self.gap, self.recency = nn.Embedding(config.gap_buckets, d), nn.Embedding(config.gap_buckets, d)
         self.final = nn.LayerNorm(d)
-        self.user_out, self.context_out = nn.Linear(d, d), nn.Linear(CONTEXT_FEATURES, d, bias=False)
+        self.context_out = nn.Linear(CONTEXT_FEATURES, d, bias=False)
+        self.device = nn.Embedding(
+            shapes.devices + 1, d, _weight=torch.zeros(shapes.devices + 1, d)
+        )  # draws no numbers
         self.taste = Taste(config, shapes)
         self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
-        self.rating_item, self.rating_user, self.rating_pair = (
-            nn.Linear(d, 1),
-            nn.Linear(d, 1),
-            nn.Linear(d, d, bias=False),
-        )
-        self.id_bias = nn.Embedding(shapes.items + 1, 1)
+        self.rating_item, self.rating_user = nn.Linear(d, 1), nn.Linear(d, 1)
+        self.rating_pair = nn.Linear(d, d, bias=False)
+        self.id_bias, self.content_bias = nn.Embedding(shapes.items + 1, 1), nn.Linear(d, 1)
         self.gates = Gates(config, shapes)
-        for layer in (self.user_out, self.context_out, self.value, self.id_bias, self.rating_pair):
-            nn.init.zeros_(layer.weight)  # what is not content similarity starts at nothing, and has to earn its part
-        nn.init.normal_(self.event.weight, std=0.1)
-        nn.init.normal_(self.gap.weight, std=0.1)
+        self.prior = Prior(shapes.items, shapes.prior, shapes.prior_rank)
+        for layer in (self.context_out, self.value, self.id_bias, self.content_bias, self.rating_pair, self.recency):
+            nn.init.zeros_(layer.weight)  # what refines a score starts at nothing, and has to earn its part
+        for layer in (self.place, self.event, self.gap):
+            nn.init.normal_(layer.weight, std=TOKEN_STD)
         self._register_counts(shapes)
 
     def _register_counts(self, shapes: Shapes) -> None:
         text_dim = shapes.modalities.get("text", 1)
         self.register_buffer("popularity", torch.zeros(shapes.items + 1))
         self.register_buffer("id_row", torch.arange(shapes.items + 1))
+        self.register_buffer("tag_idf", torch.ones(shapes.tags + 1))
         self.register_buffer("price_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("rating_stats", torch.tensor([0.0, 1.0]))
         self.register_buffer("profile_mean", torch.zeros(text_dim))
@@ -197,36 +292,77 @@ class FusionRanker(nn.Module):
 
     # ---- items -----------------------------------------------------------------------------------------------------
 
-    def items(self, inputs: ItemInputs) -> Items:
-        """Tokens and all else that scoring needs of N items; the same whoever asks."""
-        row_N = self.id_row[inputs.index_N]
-        price_N = ((inputs.price_N - self.price_stats[0]) / self.price_stats[1]).nan_to_num(0.0)
-        token_ND = self.encoder(replace(inputs, index_N=row_N), price_N)
+    def items(self, inputs: ItemInputs, slots_NSD: Tensor | None = None) -> Items:
+        """Tokens and all else that scoring needs of N items; the same whoever asks. `slots_NSD` spares computing `slots` again."""
+        row_N = self.id_row[inputs.index_N] * self.config.ids
+        token_ND = self.encoder(replace(inputs, index_N=row_N), self.slots(inputs) if slots_NSD is None else slots_NSD)
         feature_NF = self.taste.features(inputs.spaces_NMK)
-        return Items(inputs.spaces_NMK, token_ND, self.id_bias(row_N)[:, 0], inputs.index_N, feature_NF)
+        bias_N = torch.where(row_N > 0, self.id_bias(row_N)[:, 0], self.content_bias(token_ND)[:, 0])
+        return Items(inputs.spaces_NMK, token_ND, bias_N, inputs.index_N, feature_NF)
+
+    def slots(self, inputs: ItemInputs) -> Tensor:
+        """What each slot of the items' tokens says [N, S, D]."""
+        row_N = self.id_row[inputs.index_N] * self.config.ids
+        price_N = ((inputs.price_N - self.price_stats[0]) / self.price_stats[1]).nan_to_num(0.0)
+        return self.encoder.slots(replace(inputs, index_N=row_N), price_N)
 
     # ---- user ------------------------------------------------------------------------------------------------------
 
+    def read(self, history: History) -> Tensor:
+        """What is known of each user after each event, [B, 1 + L, D]: place p has read the first p events, and nothing after them."""
+        gap_BL = self._bucket(F.pad(history.age_seconds_BL, (1, 0))[:, :-1] - history.age_seconds_BL)
+        gap_BL = torch.where(torch.arange(gap_BL.shape[1]) > 0, gap_BL, 0)
+        from_last_BL = history.mask_BL.sum(1, keepdim=True) - 1 - torch.arange(gap_BL.shape[1])
+        place_BLD = self.place(from_last_BL.clamp(0, self.config.history_length - 1))
+        token_BLD = history.token_BLD * math.sqrt(self.config.dim)
+        events_BLD = token_BLD + place_BLD + self.event(history.event_BL)
+        if self.config.time_gaps:
+            events_BLD = events_BLD + self.gap(gap_BL)
+        start_B1D = self.start.expand(len(events_BLD), 1, -1)
+        x_BPD = F.dropout(torch.cat([start_B1D, events_BLD], dim=1), self.config.dropout, self.training)
+        for block in self.blocks:
+            x_BPD = block(x_BPD)
+        return self.final(x_BPD)  # type: ignore[no-any-return]
+
+    def vector(self, read_SD: Tensor, context_SX: Tensor, recency_S: Tensor, device_S: Tensor | None = None) -> Tensor:
+        """Users' vectors [S, D]: what was read, and when (`context_features`; seconds since the last event, inf where there is none).
+
+        `device_S` is in the vocabulary; 0, an unknown one, changes nothing.
+        """
+        known_S1 = (recency_S.isfinite() & self.config.time_gaps)[:, None]
+        recency_SD = self.recency(self._bucket(recency_S)) * known_S1
+        device_SD = 0.0 if device_S is None else self.device(device_S) * (device_S > 0)[:, None]
+        return read_SD + self.context_out(context_SX) + recency_SD + device_SD  # type: ignore[no-any-return]
+
     def user(
-        self, history: History, context_BX: Tensor, profile_BK: Tensor | None = None, query_BMK: Tensor | None = None
+        self,
+        history: History,
+        context_BX: Tensor,
+        profile_BK: Tensor | None = None,
+        query_BMK: Tensor | None = None,
+        device_B: Tensor | None = None,
     ) -> User:
         """Read histories once; `profile_BK` (0: none) is in the text space, `query_BMK` (0: none) in any."""
-        gap_BL = self._gap_bucket(history.age_seconds_BL)
-        events_BLD = history.token_BLD + self.event(history.event_BL) + self.gap(gap_BL)
-        start_B1D = self.start.expand(len(events_BLD), 1, -1)
-        x_BLD = torch.cat([start_B1D, F.dropout(events_BLD, self.config.dropout, self.training)], dim=1)
-        for block in self.blocks:
-            x_BLD = block(x_BLD)
-        hidden_BLD = self.final(x_BLD)
-        last_BD = hidden_BLD[torch.arange(len(x_BLD)), history.mask_BL.sum(1)]
-        weight_BL = self.gates.weight(history, gap_BL)
+        hidden_BLD, last_BD = self._last(history)
+        weight_BL = self.gates.weight(history, self._bucket(history.age_seconds_BL))
         direction_BMK = self.gates.direction(history, weight_BL, profile_BK)
         if query_BMK is not None:
             direction_BMK = direction_BMK + self.config.query_weight * query_BMK
         taste_BF = self._taste(history, weight_BL, profile_BK)
-        vector_BD = self.user_out(last_BD) + self.context_out(context_BX)
+        age_BL = torch.where(history.mask_BL, history.age_seconds_BL, torch.inf)
+        recency_B = F.pad(age_BL, (1, 0), value=torch.inf).min(1).values
+        vector_BD = self.vector(last_BD, context_BX, recency_B, device_B)
         tower_BT = torch.cat([direction_BMK.flatten(1), taste_BF, vector_BD], dim=1)
-        return User(tower_BT, vector_BD, hidden_BLD[:, 1:], history)
+        return User(tower_BT, vector_BD, hidden_BLD, self.prior(history), self.prior.user(history), history)
+
+    def _last(self, history: History) -> tuple[Tensor, Tensor]:
+        """What attention reads of each event [B, L, D], and of each user after the last [B, D]."""
+        if self.reader is not None:
+            weight_BL = history.strength_BL.clamp_min(0.0)
+            bag_BD = (weight_BL[..., None] * history.token_BLD).sum(1)
+            return history.token_BLD, self.reader(bag_BD / weight_BL.sum(1, keepdim=True).clamp_min(1.0).sqrt())[0]
+        hidden_BPD = self.read(history)
+        return hidden_BPD[:, 1:], hidden_BPD[torch.arange(len(hidden_BPD)), history.mask_BL.sum(1)]
 
     def _taste(self, history: History, weight_BL: Tensor, profile_BK: Tensor | None) -> Tensor:
         """Tastes [B, F] fitted to the history; the user's own text counts as one more item that has only text."""
@@ -237,8 +373,8 @@ class FusionRanker(nn.Module):
         feature_BF = self.taste.features(alone_BMK)
         return self.taste(history.feature_BLF, weight_BL * history.strength_BL, feature_BF, self.gates.profile.exp())  # type: ignore[no-any-return]
 
-    def _gap_bucket(self, age_seconds: Tensor) -> Tensor:
-        bucket = torch.log(age_seconds.clamp_min(1.0) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
+    def _bucket(self, seconds: Tensor) -> Tensor:
+        bucket = torch.log(seconds.clamp(1.0, MOST_SECONDS) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
         return bucket.ceil().clamp(0, self.config.gap_buckets - 1).long()
 
     # ---- score -----------------------------------------------------------------------------------------------------
@@ -248,31 +384,39 @@ class FusionRanker(nn.Module):
         popularity = self.popularity[items.index_N] if popularity_BC is None else popularity_BC
         bias_BC = items.bias_N + self.gates.popularity * popularity
         tower_BC = user.tower_BT @ tower_side(items).T + bias_BC
-        extra_BC, attention_BCL = self._attend(user, items)
+        extra_BC, attention_BCL = self._attend(user, items) if self.config.attention else self._ignore(user, items)
+        if user.prior_BI is not None:
+            extra_BC = extra_BC + user.prior_BI[:, items.index_N]
         return Scored(tower_BC + extra_BC, tower_BC, attention_BCL)
 
     def _attend(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
         """Target attention: a candidate reads the events that are like it; one empty event lets it read nothing."""
         like_CF, theirs_BLF = self.gates.metric(items.content_NMK).flatten(1), self._metric_of(user.history)
-        query_CD = self.query(items.token_ND) / math.sqrt(self.config.dim)
+        token_CD = _normal(items.token_ND)
+        query_CD = self.query(token_CD) / math.sqrt(self.config.dim)
         # Products of [B, L, G] with [G, C] and few passes over [B, L, C]: this is where the time of training goes.
         asks_CG = torch.cat([self.gates.sharpness * like_CF, query_CD, torch.ones_like(query_CD[:, :1])], dim=1)
         hidden_mask_BL1 = torch.where(user.history.mask_BL, 0.0, MASKED)[..., None]
         keys_BLG = torch.cat([theirs_BLF, self.key(user.hidden_BLD), hidden_mask_BL1], dim=2)
         logits_BLC = F.pad(keys_BLG, (0, 0, 1, 0)) @ asks_CG.T  # the event of zeros that comes first is the empty one
         attention_BLC = logits_BLC.softmax(1)[:, 1:]
-        takes_CG = torch.cat([self.gates.kernel * like_CF, items.token_ND], dim=1)
+        takes_CG = torch.cat([self.gates.kernel * like_CF, token_CD], dim=1)
         told_BLG = torch.cat([theirs_BLF * user.history.strength_BL[..., None], self.value(user.hidden_BLD)], dim=2)
         return (attention_BLC * (told_BLG @ takes_CG.T)).sum(1), attention_BLC.transpose(1, 2)
+
+    def _ignore(self, user: User, items: Items) -> tuple[Tensor, Tensor]:
+        """What `_attend` gives where nothing is attended to."""
+        shape_BCL = user.vector_BD.shape[0], items.index_N.shape[0], user.history.mask_BL.shape[1]
+        return torch.zeros(shape_BCL[:2]), torch.zeros(1, 1, 1).expand(shape_BCL)
 
     def _metric_of(self, history: History) -> Tensor:
         return self.gates.metric(history.content_BLMK).flatten(2)
 
     def rating(self, user: User, items: Items) -> Tensor:
         """Expected ratings [B, C] in the training ratings' unit."""
-        summary_BD = user.vector_BD
-        pair_BC = self.rating_pair(summary_BD) @ items.token_ND.T
-        raw_BC = self.rating_item(items.token_ND)[:, 0] + self.rating_user(summary_BD) + pair_BC
+        summary_BD, token_CD = user.vector_BD, _normal(items.token_ND)
+        pair_BC = self.rating_pair(summary_BD) @ token_CD.T
+        raw_BC = self.rating_item(token_CD)[:, 0] + self.rating_user(summary_BD) + pair_BC
         rating_BC: Tensor = self.rating_stats[0] + self.rating_stats[1] * raw_BC
         return rating_BC
 
@@ -281,11 +425,13 @@ class FusionRanker(nn.Module):
     @property
     def fused_dim(self) -> int:
         """Length of a fused vector: all that the tower holds, the bias, and one number that makes the norm 1."""
-        return len(self.shapes.modalities) * (self.config.space_dim + self.config.prototypes) + self.config.dim + 2
+        content = len(self.shapes.modalities) * (self.config.space_dim + self.config.prototypes)
+        return content + self.config.dim + self.prior.rank + 2
 
     def _biased_side(self, items: Items) -> Tensor:
         bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
-        return torch.cat([tower_side(items), bias_N[:, None]], dim=1)
+        prior_NR = self.prior.scale * self.prior.item_IR[items.index_N]
+        return torch.cat([tower_side(items), prior_NR, bias_N[:, None]], dim=1)
 
     def fused_items(self, items: Items) -> Tensor:
         """Unit vectors [N, fused_dim] whose cosine with a user's vector orders items as the tower's score does.
@@ -301,7 +447,22 @@ class FusionRanker(nn.Module):
     def fused_user(self, user: User) -> Tensor:
         """Unit vectors [B, fused_dim]."""
         one_B1 = torch.ones_like(user.tower_BT[:, :1])
-        return F.normalize(torch.cat([user.tower_BT, one_B1, 0 * one_B1], dim=1), dim=1)
+        return F.normalize(torch.cat([user.tower_BT, user.prior_BR, one_B1, 0 * one_B1], dim=1), dim=1)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Leave every score but the prior's at 0: the model of someone who wants the prior alone."""
+        for parameter in (*self.encoder.parameters(), *self.id_bias.parameters(), *self.content_bias.parameters()):
+            parameter.zero_()
+        self.forget_similarity()
+        for gate in (self.gates.popularity, self.gates.kernel, self.value.weight, self.value.bias):
+            gate.zero_()
+
+    @torch.no_grad()
+    def forget_similarity(self) -> None:
+        """Leave cosines and tastes out of every score: only the loss of single labels trains them."""
+        self.gates.log_gate.fill_(-torch.inf)
+        self.taste.scale.zero_()
 
     @torch.no_grad()
     def measure_radius(self, items: Items) -> None:
@@ -312,3 +473,8 @@ class FusionRanker(nn.Module):
 def tower_side(items: Items) -> Tensor:
     """The item side [N, M * K + F + D] of the tower's inner product."""
     return torch.cat([items.content_NMK.flatten(1), items.feature_NF, items.token_ND], dim=1)
+
+
+def _normal(token_ND: Tensor) -> Tensor:
+    """Tokens of mean 0 and variance 1, for layers that expect that; 0 stays 0."""
+    return F.layer_norm(token_ND, token_ND.shape[-1:])

@@ -18,7 +18,20 @@ from torch import Tensor
 from feature_store.history import Events
 from ranker import checkpoint, shapley
 from ranker.config import GROUPS_BESIDE_MODALITIES
-from ranker.inputs import UNKNOWN, History, ItemBatch, ItemInputs, Items, encode_names, encode_price, usable
+from ranker.inputs import (
+    UNKNOWN,
+    History,
+    ItemBatch,
+    ItemInputs,
+    Items,
+    Vocabulary,
+    encode_names,
+    encode_price,
+    encode_tags,
+    tag_weights,
+    tensor_of,
+    usable,
+)
 from ranker.model import CONTEXT_FEATURES, FusionRanker, User
 
 __all__ = ["Context", "EncodedUser", "ItemBatch", "ItemTokens", "Ranker", "Scores", "UserState"]
@@ -26,11 +39,12 @@ __all__ = ["Context", "EncodedUser", "ItemBatch", "ItemTokens", "Ranker", "Score
 Rows = Sequence[int] | NDArray[np.integer[Any]]
 SECOND_US: Final = 1_000_000
 SHARE_ROWS_AT_ONCE: Final = 256
+NO_WORDS: Final = Vocabulary((), (), ())
 
 
 @dataclass(frozen=True)
 class Context:
-    """When (and on what) the user asks; `device` is carried for later models, this one does not read it."""
+    """When, and on what, the user asks; a `device` that was not met in training changes nothing."""
 
     now_us: int
     device: str = ""
@@ -54,14 +68,14 @@ class ItemTokens:
         if len(self) == 0:
             raise IndexError("there are no items to take rows of; use Ranker.no_items")
         known = (at >= 0) & self.known[at]
-        index = torch.from_numpy(np.maximum(at, 0))
+        index = tensor_of(np.maximum(at, 0))
         ids = [self.item_ids[i] if i >= 0 else "" for i in at]
         return type(self)(ids, self.inputs.take(index), self.items.take(index), known)
 
     @classmethod
     def concat(cls, parts: Sequence["ItemTokens"]) -> "ItemTokens":
         """All items of `parts` (at least one), in order."""
-        inputs = ItemInputs(*(torch.cat(v) for v in zip(*(tuple(vars(p.inputs).values()) for p in parts), strict=True)))
+        inputs = ItemInputs.concat([part.inputs for part in parts])
         items = Items(*(torch.cat(v) for v in zip(*(tuple(vars(p.items).values()) for p in parts), strict=True)))
         return ItemTokens(
             [i for p in parts for i in p.item_ids], inputs, items, np.concatenate([p.known for p in parts])
@@ -128,9 +142,7 @@ class Ranker:
     @torch.no_grad()
     def item_tokens(self, batch: ItemBatch) -> ItemTokens:
         """Encode items [n]; missing modalities, unknown ids and categories are fine. Raises ValueError for wrong dims."""
-        inputs = encode_items(
-            self.model, self.space_ids, batch, self.vocabulary.item_index, self.vocabulary.category_index
-        )
+        inputs = encode_items(self.model, self.space_ids, batch, self.vocabulary)
         return ItemTokens(list(batch.item_ids), inputs, self.model.items(inputs), np.ones(len(batch), bool))
 
     def no_items(self, n: int = 0) -> ItemTokens:
@@ -147,21 +159,21 @@ class Ranker:
     @torch.no_grad()
     def encode_user(self, state: UserState, context: Context) -> EncodedUser:
         """Read a user's history; `score`, `shares` and `fused_user` take the result in place of the state."""
-        known = np.flatnonzero(state.history_tokens.known)[-self.history_length :]
-        tokens = state.history_tokens.items.take(torch.from_numpy(known))
-        history = self._history(state.history.take(known), tokens, context)
+        known = self._known(state)
+        history = self.history(state, context)
         profile, query = self._profile(state), self._query(state)
-        user = self.model.user(history, context_features([context.now_us]), profile, query)
+        device = encode_names([context.device], self.vocabulary.device_index, 1)
+        user = self.model.user(history, context_features([context.now_us]), profile, query, device)
         return EncodedUser(user, known, len(state.history))
 
     @torch.no_grad()
     def score(self, user: UserState | EncodedUser, tokens: ItemTokens, rows: Rows, context: Context) -> Scores:
         """Score the items at `rows` of `tokens`; always finite."""
         encoded = self._encoded(user, context)
-        scored = self.model.score(encoded.user, tokens.items.take(torch.from_numpy(np.asarray(rows, np.int64))))
+        scored = self.model.score(encoded.user, tokens.items.take(tensor_of(np.asarray(rows, np.int64))))
         attention = np.zeros((len(rows), encoded.length), np.float32)
-        attention[:, encoded.positions] = scored.attention_BCL[0].numpy()
-        return Scores(scored.score_BC[0].numpy(), attention)
+        attention[:, encoded.positions] = scored.attention_BCL[0].cpu().numpy()
+        return Scores(scored.score_BC[0].cpu().numpy(), attention)
 
     @torch.no_grad()
     def ratings(
@@ -169,8 +181,8 @@ class Ranker:
     ) -> NDArray[np.float32]:
         """Expected ratings float32 [n], in the unit of the training ratings (0 mean, unit spread where it saw none)."""
         encoded = self._encoded(user, context)
-        items = tokens.items.take(torch.from_numpy(np.asarray(rows, np.int64)))
-        return self.model.rating(encoded.user, items)[0].numpy()
+        items = tokens.items.take(tensor_of(np.asarray(rows, np.int64)))
+        return self.model.rating(encoded.user, items)[0].cpu().numpy()
 
     @torch.no_grad()
     def shares(
@@ -192,46 +204,54 @@ class Ranker:
 
     def _subset_scores(self, encoded: EncodedUser, tokens: ItemTokens, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores [n, 2**groups] of each item with every subset of its feature groups."""
-        subsets = torch.from_numpy(shapley.subsets(len(self.groups)))  # 2**G, G
-        repeated = torch.from_numpy(np.repeat(rows, len(subsets)))
+        subsets = tensor_of(shapley.subsets(len(self.groups)))  # 2**G, G
+        repeated = tensor_of(np.repeat(rows, len(subsets)))
         inputs = tokens.inputs.take(repeated).keep(subsets.repeat(len(rows), 1))
         scored = self.model.score(encoded.user, self.model.items(inputs))
-        return scored.score_BC[0].view(len(rows), len(subsets)).double().numpy()
+        return scored.score_BC[0].view(len(rows), len(subsets)).double().cpu().numpy()
 
     # ---- retrieval -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def fused_items(self, tokens: ItemTokens) -> NDArray[np.float32]:
         """Unit vectors [n, d] in `fused_space`."""
-        return self.model.fused_items(tokens.items).numpy()
+        return self.model.fused_items(tokens.items).cpu().numpy()
 
     @torch.no_grad()
     def fused_user(self, user: UserState | EncodedUser, context: Context) -> NDArray[np.float32]:
         """Unit vector [d] in `fused_space`: its nearest items are those that the two-tower part ranks first."""
-        return self.model.fused_user(self._encoded(user, context).user)[0].numpy()
+        return self.model.fused_user(self._encoded(user, context).user)[0].cpu().numpy()
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 
     def _encoded(self, user: UserState | EncodedUser, context: Context) -> EncodedUser:
         return user if isinstance(user, EncodedUser) else self.encode_user(user, context)
 
-    def _history(self, events: Events, items: Items, context: Context) -> History:
+    def _known(self, state: UserState) -> NDArray[np.int64]:
+        """The newest events of known items: those that are read."""
+        return np.flatnonzero(state.history_tokens.known)[-self.history_length :]
+
+    def history(self, state: UserState, context: Context) -> History:
+        """The history [1, L] as the model reads it."""
+        known = self._known(state)
+        events, items = state.history.take(known), state.history_tokens.items.take(tensor_of(known))
         index = encode_names(events.event_types, self.vocabulary.event_index, len(events))
         ages = np.maximum(context.now_us - events.timestamps_us, 0) / SECOND_US
         return History(
             items.content_NMK[None],
             items.token_ND[None],
             items.feature_NF[None],
+            items.index_N[None],
             torch.ones(1, len(events), dtype=torch.bool),
             index[None],
             event_strength(self.model, events.event_types, events.values)[None],
-            torch.from_numpy(ages.astype(np.float32))[None],
+            tensor_of(ages.astype(np.float32))[None],
         )
 
     def _profile(self, state: UserState) -> Tensor | None:
         if state.profile is None or "text" not in self.space_ids:
             return None
-        return project_profile(self.model, torch.from_numpy(np.asarray(state.profile, np.float32))[None])
+        return project_profile(self.model, tensor_of(np.asarray(state.profile, np.float32))[None])
 
     def _query(self, state: UserState) -> Tensor | None:
         if not state.query:
@@ -241,7 +261,7 @@ class Ranker:
                 f"query vectors of spaces {sorted(unread)}, but {self.model_id} reads {sorted(self.space_ids.values())}"
             )
         batch = ItemBatch([""], {space: np.asarray(v, np.float32)[None] for space, v in state.query.items()})
-        return encode_items(self.model, self.space_ids, batch, {}, {}).spaces_NMK
+        return encode_items(self.model, self.space_ids, batch, NO_WORDS).spaces_NMK
 
 
 def _unknown(tokens: ItemTokens) -> ItemTokens:
@@ -253,8 +273,7 @@ def encode_items(
     model: FusionRanker,
     space_ids: Mapping[str, str],
     batch: ItemBatch,
-    item_index: Mapping[str, int],
-    category_index: Mapping[str, int],
+    vocabulary: Vocabulary,
 ) -> ItemInputs:
     """`ItemBatch` -> the model's input tensors; the one way in, for training, evaluation and serving alike."""
     n = len(batch)
@@ -262,11 +281,13 @@ def encode_items(
     present = torch.zeros(n, len(space_ids), dtype=torch.bool)
     for m, (modality, dim) in enumerate(model.shapes.modalities.items()):
         vectors, there = usable(batch, space_ids[modality], dim)
-        present[:, m] = torch.from_numpy(there)
-        spaces[:, m] = model.projections[modality](torch.from_numpy(vectors)) * present[:, m, None]
-    index = torch.tensor([item_index.get(item_id, UNKNOWN) for item_id in batch.item_ids], dtype=torch.long)
-    categories, prices = encode_names(batch.category, category_index, n), encode_price(batch.price, n)
-    return ItemInputs(spaces, present, index, categories, prices)
+        present[:, m] = tensor_of(there)
+        spaces[:, m] = model.projections[modality](tensor_of(vectors)) * present[:, m, None]
+    index = [vocabulary.item_index.get(item_id, UNKNOWN) for item_id in batch.item_ids]
+    categories, prices = encode_names(batch.category, vocabulary.category_index, n), encode_price(batch.price, n)
+    tags = encode_tags(batch.tags, vocabulary.tag_index, n)
+    weights = tag_weights(tags, model.tag_idf)
+    return ItemInputs(spaces, present, torch.tensor(index, dtype=torch.long), categories, prices, tags, weights)
 
 
 def project_profile(model: FusionRanker, vectors: Tensor) -> Tensor:
@@ -282,7 +303,7 @@ def event_strength(model: FusionRanker, event_types: Sequence[str], values: NDAr
     rated = np.asarray([kind == "rating" for kind in event_types], bool) & np.isfinite(values)
     against = np.asarray([kind in model.config.negative_events for kind in event_types], bool)
     liking = np.tanh((np.where(rated, values, mean) - mean) / spread)
-    return torch.from_numpy(np.where(rated, liking, np.where(against, -1.0, 1.0)).astype(np.float32))
+    return tensor_of(np.where(rated, liking, np.where(against, -1.0, 1.0)).astype(np.float32))
 
 
 def context_features(times_us: Sequence[int] | NDArray[np.int64]) -> Tensor:
@@ -293,4 +314,4 @@ def context_features(times_us: Sequence[int] | NDArray[np.int64]) -> Tensor:
     out[:, 0], out[:, 1] = np.sin(angle), np.cos(angle)
     epoch_weekday = datetime(1970, 1, 1, tzinfo=UTC).weekday()
     out[np.arange(len(out)), 2 + (seconds // 86_400 + epoch_weekday) % 7] = 1.0
-    return torch.from_numpy(out)
+    return tensor_of(out)

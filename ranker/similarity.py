@@ -15,12 +15,14 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
 
 from ranker.config import RankerConfig
+from ranker.exposure import POSITION_BUCKETS
 from ranker.inputs import History, Shapes
 
 GATE_START: Final = 2.0
 SHRINKAGE_START: Final = 3.0  # a history of three events is believed by half
 SHARPNESS_START: Final = 10.0  # of the choice among prototypes: a cosine .3 higher is twenty times as likely
 RIDGE_START: Final = 0.7
+POPULARITY_START: Final = 0.7
 # Curvature of a choice's log-likelihood along one prototype, and momentum: with these, six steps reach the optimum.
 CURVATURE: Final = 0.2
 MOMENTUM: Final = 0.5
@@ -39,9 +41,11 @@ class Gates(nn.Module):
         self.event = nn.Parameter(torch.zeros(shapes.event_types + 1))
         self.gap = nn.Parameter(torch.zeros(config.gap_buckets))
         self.profile = nn.Parameter(torch.tensor(0.0))
-        self.popularity = nn.Parameter(torch.tensor(0.7))
+        start = POPULARITY_START if config.popularity else 0.0
+        self.popularity = nn.Parameter(torch.tensor(start), requires_grad=config.popularity)
         self.sharpness = nn.Parameter(torch.tensor(2.0))
         self.kernel = nn.Parameter(torch.tensor(0.5))
+        self.position = nn.Parameter(torch.zeros(POSITION_BUCKETS))  # of shown items, in training alone
 
     def weight(self, history: History, gap_BL: Tensor) -> Tensor:
         """How much each event counts [B, L], by its type and age; 0 for padding."""

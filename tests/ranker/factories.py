@@ -22,6 +22,7 @@ from ranker.model import FusionRanker
 
 START_US = 1_700_000_000_000_000
 EVENT_TYPES = ("click", "like", "purchase", "rating", "view")
+DEVICES = ("phone", "desktop")
 TINY = RankerConfig(dim=8, space_dim=6, heads=2, history_length=8)
 
 
@@ -63,7 +64,8 @@ def tiny_checkpoint(
     spaces = dict(spaces or example_spaces())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shapes = Shapes({m: s.dim for m, s in spaces.items()}, len(item_ids), len(categories), len(EVENT_TYPES), 16)
+        names = len(item_ids), len(categories), len(EVENT_TYPES)
+        shapes = Shapes({m: s.dim for m, s in spaces.items()}, *names, 16, devices=len(DEVICES))
         model = FusionRanker(config, shapes)
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -81,7 +83,8 @@ def tiny_checkpoint(
         "metrics": {},
         "data": {},
     }
-    return checkpoint.save(models, model_id, model, Vocabulary(tuple(item_ids), tuple(categories), EVENT_TYPES), about)
+    vocabulary = Vocabulary(tuple(item_ids), tuple(categories), EVENT_TYPES, devices=DEVICES)
+    return checkpoint.save(models, model_id, model, vocabulary, about)
 
 
 # ---- a small shop in a home's tables ------------------------------------------------------------------------------------
@@ -145,6 +148,8 @@ class Planted:
     folder: Path
     spaces: dict[str, EmbeddingSpace]
     log_choice: np.ndarray  # [users, items]
+    kinds: dict[str, np.ndarray]  # modality -> kind of each item
+    likings: dict[str, np.ndarray]  # modality -> [users, KINDS]: 1 loved, below 0 disliked
 
     def oracle(self, user_id: str, t_us: int, item_ids: Sequence[str]) -> np.ndarray:
         """The planted log-probability of each item, up to a constant."""
@@ -163,11 +168,13 @@ def planted(
     missing: float = 0.05,
     seed: int = 0,
     dims: Mapping[str, int] | None = None,
+    drivers: Sequence[str] = (),
 ) -> Planted:
     """Write a training set whose users choose items by content in all three modalities, times a Zipf popularity.
 
     An item is of one of eight kinds in each modality, independently; a user loves one kind of each, likes one, dislikes two. Vectors are a random non-linear function of the latents, mostly one constant direction (as those of an untrained encoder are).
     `late` of the items are released in the last quarter, so that later choices fall on items that training never saw.
+    With `drivers`, user u goes by one modality alone: `drivers[u % len(drivers)]`.
     """
     rng = np.random.default_rng(seed)
     spaces = example_spaces(dims or {"text": 96, "image": 64, "audio": 48})
@@ -175,11 +182,13 @@ def planted(
     released = np.where(rng.random(n_items) < late, rng.uniform(0.75, 0.95, n_items), 0.0)
     popularity = rng.permutation(1.0 / np.arange(1, n_items + 1) ** 0.5)
     log_choice = np.tile(np.log(popularity), (n_users, 1))
-    for kind in kinds.values():
-        log_choice = log_choice + taste * _likings(rng, n_users)[:, kind]
+    likings = {m: _likings(rng, n_users) for m in spaces}
+    for modality, kind in kinds.items():
+        driven = np.asarray([not drivers or drivers[u % len(drivers)] == modality for u in range(n_users)])
+        log_choice = log_choice + driven[:, None] * taste * likings[modality][:, kind]
     chosen = _choices(rng, log_choice, released, events)
     _write(folder, spaces, _vectors(rng, spaces, kinds, missing), released, chosen)
-    return Planted(folder, spaces, log_choice)
+    return Planted(folder, spaces, log_choice, kinds, likings)
 
 
 def _likings(rng, n_users):

@@ -1,6 +1,9 @@
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from feature_store.history import Events
@@ -28,12 +31,29 @@ def items_of(versions):
     return Items(names, item, start, end, [None] * len(item), np.full(len(item), np.nan), {}, {})
 
 
+def test_labels_know_how_they_came_about_where_the_folder_says(tmp_path):
+    """Device, impression, position and propensity are read and follow their labels; a folder without the columns knows none."""
+    folder = planted(tmp_path / "ts", n_items=20, n_users=6, seed=3).folder
+    plain = TrainingSet.load(folder).labels
+    assert (plain.devices, plain.impressions, plain.positions, plain.propensities) == ((), (), None, None)
+    table = pq.read_table(folder / "labels.parquet")
+    first = pc.equal(table["event_id"], plain.event_ids[0])
+    for name, value in (("device", "phone"), ("impression_id", "p"), ("position", 2), ("propensity", 0.5)):
+        table = table.append_column(name, pc.if_else(first, pa.scalar(value), None))
+    pq.write_table(table, folder / "labels.parquet")
+    told = TrainingSet.load(folder).labels.take(np.array([3, 0]))
+    assert (told.devices, told.impressions) == (["", "phone"], ["", "p"])
+    assert np.array_equal(told.positions, [np.nan, 2], equal_nan=True)
+    assert np.array_equal(told.propensities, [np.nan, 0.5], equal_nan=True)
+
+
 def test_a_version_is_valid_strictly_after_its_start_and_up_to_its_end():
     """An item version that begins at t is not seen by a label at t."""
     items = items_of([(0, 10, 20), (0, 20, 2**63 - 1), (1, 15, 2**63 - 1)])
     times = np.asarray([10, 11, 20, 21, 15, 16])
     rows = items.rows_at(np.asarray([0, 0, 0, 0, 1, 1]), times)
     assert rows.tolist() == [NO_ROW, 0, 0, 1, NO_ROW, 2]
+    assert items.rows_at(np.full(6, NO_ROW), times).tolist() == [NO_ROW] * 6
     assert [items.valid_rows(t).tolist() for t in (10, 16, 30)] == [[], [0, 2], [1, 2]]
 
 

@@ -1,6 +1,7 @@
 """The verbs of the ranker: train, evaluate, model."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -128,3 +129,36 @@ def test_the_model_verb_lists_promotes_and_undoes(home):
     assert checkpoint.stable(home) == "one"
     assert run(model.app, ["promote", "missing"]).exit_code == 1
     assert "one" in run(model.app, ["list"]).stdout
+
+
+def test_a_baseline_trains_is_measured_and_reported(home, tmp_path, monkeypatch):
+    """`train --model ease` makes a checkpoint like any other, and `evaluate --report` a page of it."""
+    shop = planted(tmp_path / "ts", n_items=60, n_users=60)
+    register_spaces(home, list(shop.spaces.values()))
+
+    def joined(_home, model_id, *_):
+        shutil.copytree(shop.folder, home.training / model_id)
+        return home.training / model_id
+
+    monkeypatch.setattr(train, "_training_set", joined)
+    done = run(train.app, ["--model-id", "plain", "--model", "ease", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert checkpoint.read_manifest(home.models / "plain")["prior"]["settings"]["l2"] > 0
+    done = run(evaluate.app, ["plain", "--report", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+    refused = run(train.app, ["--model-id", "other", "--model", "mlp"])
+    assert refused.exit_code == 1
+    assert "choose one of fusion, ease, svd" in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_the_artefact_of_a_model_is_written(home, tmp_path):
+    """One file, of the model that is named; another name is refused with what lists those that exist."""
+    tiny_checkpoint(home.models)
+    done = run(model.app, ["artefact", str(tmp_path / "out" / "tiny.pt2"), "tiny"])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "out" / "tiny.pt2").stat().st_size > 1000
+    refused = run(model.app, ["artefact", str(tmp_path / "no.pt2"), "missing"])
+    assert refused.exit_code == 1
+    assert "triptych model list" in refused.stderr

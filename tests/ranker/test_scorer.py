@@ -160,6 +160,17 @@ def test_profile_and_query_pull_towards_what_is_like_them(ranker, tokens):
     )
 
 
+def test_a_device_changes_scores_and_one_that_nobody_knows_does_not(ranker, tokens, user):
+    """Known devices score apart; a name that was not met in training scores as none at all, to the bit."""
+    none, strange, phone, desktop = (
+        ranker.score(user, tokens, range(20), replace(NOW, device=name)).scores
+        for name in ("", "fridge", "phone", "desktop")
+    )
+    assert (none == strange).all()
+    assert not np.allclose(none, phone)
+    assert not np.allclose(phone, desktop)
+
+
 def test_a_query_of_a_space_that_the_model_does_not_read_is_refused(ranker, tokens):
     """By its name, whatever its length; and one of another length by that."""
     text = ranker.space_ids["text"]
