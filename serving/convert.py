@@ -77,6 +77,8 @@ def logged_events(events: Iterable[common_pb2.Event], now: int) -> list[LoggedEv
             impression_id=event.impression_id or None,
             request_id=event.request_id or None,
             propensity=event.propensity if event.HasField("propensity") else None,
+            device=event.device or None,
+            position=event.position or None,
             created_us=now,
         )
         for event in events

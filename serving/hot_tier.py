@@ -6,7 +6,7 @@ hold it; a store that is down leaves what is there.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from ranker.scorer import ItemBatch
 from serving import convert
 
 PROFILE_VIEW: Final = "item_profile"
+PROFILE_FIELDS: Final = ("category", "price", "tags")
 SCAN_ROWS: Final = 4096
 LOOK_ROWS: Final = 16_384
 FEAST_PROJECT: Final = "triptych"
@@ -79,28 +80,39 @@ class SpaceMatrix:
 
 @dataclass(frozen=True)
 class Profiles:
-    """What a model reads of items beside vectors."""
+    """What a model reads of items beside vectors; only what is known of an item is kept, but every item has a `category`, if None."""
 
     category: Mapping[str, str | None] = field(default_factory=dict)
     price: Mapping[str, float] = field(default_factory=dict)
     newest_us: int = 0
+    tags: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def scan(cls, core: MilvusCore) -> Self:
         """Read the view `item_profile`."""
-        category: dict[str, str | None] = {}
-        price: dict[str, float] = {}
-        batches = _scan(core, PROFILE_VIEW, ["category", "price", "created"])
+        batches = _scan(core, PROFILE_VIEW, [*_profile_fields(core, refresh=True), "created"])
+        columns: dict[str, list[Any]] = {name: [] for name in PROFILE_FIELDS}
+        ids: list[str] = []
         for batch in batches:
-            ids = batch.column(0).to_pylist()
-            category.update(zip(ids, batch.column("category").to_pylist(), strict=True))
-            price.update(_known_prices(ids, batch.column("price").to_pylist()))
-        return cls(category, price, _newest_us(batches))
+            ids += batch.column(0).to_pylist()
+            for name in set(PROFILE_FIELDS) & set(batch.schema.names):
+                columns[name] += batch.column(name).to_pylist()
+        return replace(cls.of(ids, columns), newest_us=_newest_us(batches))
+
+    @classmethod
+    def of(cls, ids: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> Self:
+        """Profiles of `ids` from columns [n]; a column that is empty or missing is known of none."""
+        category, price, tags = (dict(zip(ids, columns.get(name) or [], strict=False)) for name in PROFILE_FIELDS)
+        return cls(dict.fromkeys(ids) | category, _known(price), tags=_known(tags))
 
     def columns(self, ids: Sequence[str]) -> tuple[list[str | None], NDArray[np.float64]]:
         """Categories (None: unknown) and prices (NaN: unknown) of `ids`."""
         prices = np.array([self.price.get(i, np.nan) for i in ids], np.float64)
         return [self.category.get(i) for i in ids], prices
+
+    def tags_of(self, ids: Sequence[str]) -> list[list[str]]:
+        """The tags of each of `ids`, "kind:value"; none where none are known."""
+        return [self.tags.get(i, []) for i in ids]
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class Catalogue:
             if matrix.ids:
                 vectors[space_id], present[space_id] = _aligned(matrix, row_of)
         category, price = self.profiles.columns(ids)
-        return ItemBatch(ids, vectors, present, category, price)
+        return ItemBatch(ids, vectors, present, category, price, self.profiles.tags_of(ids))
 
     def items_loaded(self, space_id: str) -> int:
         """How many item vectors of a space are here."""
@@ -156,8 +168,9 @@ def read_items(core: MilvusCore, ids: Sequence[str], space_ids: Iterable[str]) -
             vectors[space_id], present[space_id], _ = core.read_vectors(view_name("item", space_id), list(ids))
         except ViewNotFoundError:
             continue
-    category, price = _read_profiles(core, ids).columns(ids)
-    return ItemBatch(list(ids), vectors, present, category, price)
+    profiles = _read_profiles(core, ids)
+    category, price = profiles.columns(ids)
+    return ItemBatch(list(ids), vectors, present, category, price, profiles.tags_of(ids))
 
 
 def is_known(batch: ItemBatch) -> NDArray[np.bool_]:
@@ -237,11 +250,19 @@ def _aligned(matrix: SpaceMatrix, row_of: Mapping[str, int]) -> tuple[NDArray[np
 
 def _read_profiles(core: MilvusCore, ids: Sequence[str]) -> Profiles:
     try:
-        columns = core.read_columns(PROFILE_VIEW, list(ids), ["category", "price"])
+        return Profiles.of(ids, core.read_columns(PROFILE_VIEW, list(ids), _profile_fields(core)))
     except ViewNotFoundError:
         return Profiles()
-    return Profiles(dict(zip(ids, columns["category"], strict=True)), _known_prices(ids, columns["price"]))
 
 
-def _known_prices(ids: Sequence[str], prices: Sequence[float | None]) -> dict[str, float]:
-    return {i: price for i, price in zip(ids, prices, strict=True) if price is not None}
+def _profile_fields(core: MilvusCore, *, refresh: bool = False) -> list[str]:
+    """Those of `PROFILE_FIELDS` that the view has: a server may be newer than the last `feast apply`."""
+    try:
+        there = core.describe_view(PROFILE_VIEW, refresh=refresh).fields
+    except ViewNotFoundError:
+        return []
+    return [name for name in PROFILE_FIELDS if name in there]
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {i: value for i, value in values.items() if value is not None}

@@ -10,6 +10,8 @@ from serving.settings import ServeSettings
 
 MAX_ID_BYTES: Final = 128
 MAX_TYPE_BYTES: Final = 32
+MAX_DEVICE_BYTES: Final = 32
+MAX_POSITION: Final = 2**31 - 1
 # A caller's clock may be this much ahead of ours; such an event counts as of now.
 MAX_CLOCK_SKEW_US: Final = 5 * 60 * 1_000_000
 MIN_TIMESTAMP_SECONDS: Final = -62_135_596_800  # 0001-01-01, protobuf's own bound
@@ -79,6 +81,7 @@ def check_rank(request: ranking_pb2.RankRequest, settings: ServeSettings, now_us
     checks.require(request.top_n <= most, "top_n", f"must be at most {most}, not {request.top_n}")
     if request.context.HasField("time"):
         _timestamp(checks, request.context.time, "context.time")
+    _device(checks, request.context.device, "context.device")
     _session(checks, request, settings, now_us)
     _query(checks, request)
     checks.done()
@@ -143,6 +146,10 @@ def _event(checks: Checks, event: common_pb2.Event, field: str, now_us: int) -> 
         0 < size <= MAX_TYPE_BYTES, f"{field}.event_type", f"must be 1 to {MAX_TYPE_BYTES} bytes, not {size}"
     )
     checks.require(math.isfinite(event.value), f"{field}.value", f"must be finite, not {event.value}")
+    _device(checks, event.device, f"{field}.device")
+    checks.require(
+        event.position <= MAX_POSITION, f"{field}.position", f"must be at most {MAX_POSITION}, not {event.position}"
+    )
     if event.HasField("propensity"):
         ok = 0.0 < event.propensity <= 1.0
         checks.require(ok, f"{field}.propensity", f"must be above 0 and at most 1, not {event.propensity}")
@@ -153,6 +160,11 @@ def _event(checks: Checks, event: common_pb2.Event, field: str, now_us: int) -> 
             f"{field}.event_timestamp",
             f"is {ahead / 1e6:.0f} s ahead of the server's clock",
         )
+
+
+def _device(checks: Checks, device: str, field: str) -> None:
+    size = len(device.encode())
+    checks.require(size <= MAX_DEVICE_BYTES, field, f"must be at most {MAX_DEVICE_BYTES} bytes, not {size}")
 
 
 def _timestamp(checks: Checks, value: Any, field: str) -> bool:

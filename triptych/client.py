@@ -84,8 +84,14 @@ def make_event(
     event_id: str = "",
     impression_id: str = "",
     request_id: str = "",
+    device: str = "",
+    position: int = 0,
+    propensity: float | None = None,
 ) -> common_pb2.Event:
-    """An event that happened `at` (default: now). It gets an id at once, so that recording it may be retried."""
+    """An event that happened `at` (default: now). It gets an id at once, so that recording it may be retried.
+
+    `impression_id`, `position` (1: shown first) and `propensity` say how the item was shown, `device` on what.
+    """
     event = common_pb2.Event(
         event_id=event_id or uuid.uuid4().hex,
         impression_id=impression_id,
@@ -94,6 +100,9 @@ def make_event(
         item_id=item_id,
         event_type=event_type,
         value=value,
+        device=device,
+        position=position,
+        propensity=propensity,
     )
     event.event_timestamp.FromDatetime(at or datetime.now(UTC))
     return event

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from feature_store import embedded
 from feature_store.connection import connect
+from feature_store.event_log import EventLog
 from feature_store.watermarks import Watermark, Watermarks
 from protos.triptych.v1 import common_pb2, feedback_pb2, feedback_pb2_grpc, ranking_pb2, ranking_pb2_grpc
 from ranker import checkpoint
@@ -115,6 +116,26 @@ def test_recorded_events_change_the_next_ranking_at_once(client):
     again = client.record_events([event])
     assert (again.recorded, again.duplicates) == (0, 1)
     assert client.rank(user, ITEMS[:12]).history_events == 1
+
+
+def test_the_device_of_a_request_is_read(client):
+    """The same candidates score otherwise on a device that the model knows, and as without one on a device that it does not."""
+    none, strange, phone = (client.rank("ann", ITEMS[:8], device=name) for name in ("", "fridge", "phone"))
+    scores = [
+        [dict(zip(one.item_ids, one.scores, strict=True))[i] for i in ITEMS[:8]] for one in (none, strange, phone)
+    ]
+    assert scores[0] == scores[1]
+    assert not np.allclose(scores[0], scores[2])
+
+
+def test_how_an_item_was_shown_is_recorded(client, world):
+    """Device, position, propensity and impression of an event reach the log as they were told."""
+    told = {"device": "phone", "position": 3, "propensity": 0.25, "impression_id": "p1"}
+    event = make_event("item_20", "click", user_id=f"user_{time.time_ns()}", **told)
+    client.record_events([event])
+    with contextlib.closing(EventLog(world.home.events)) as log:
+        [stored] = log.for_users([event.user_id])
+    assert {name: getattr(stored, name) for name in told} == told
 
 
 def test_session_events_count_and_are_not_recorded(client):
@@ -295,6 +316,9 @@ CLICK = {"user_id": "ann", "item_id": "i", "event_type": "click"}
         (RECORD, {"events": [{**CLICK, "event_type": ""}]}, "events[0].event_type"),
         (RECORD, {"events": [{**CLICK, "value": float("nan")}]}, "events[0].value"),
         (RECORD, {"events": [{**CLICK, "propensity": 0.0}]}, "events[0].propensity"),
+        (RECORD, {"events": [{**CLICK, "device": "x" * 33}]}, "events[0].device"),
+        (RECORD, {"events": [{**CLICK, "position": 2**32 - 1}]}, "events[0].position"),
+        (RANK, {"user_id": "ann", "context": {"device": "x" * 33}}, "context.device"),
         (RECORD, {"events": [{**CLICK, "event_timestamp": {"seconds": 9_999_999_999}}]}, "events[0].event_timestamp"),
     ],
 )

@@ -39,8 +39,8 @@ def ingest(
 ) -> None:
     """Read a catalogue, check and encode its media, and write the offline tables.
 
-    Columns: `item_id`, and any of `title`, `description`, `category`, `price`, `image`, `audio` (paths relative to the manifest) and
-    `available_at`; a column that is absent leaves what is stored. A part that cannot be read is quarantined with its reason, and the item keeps its other parts. Running it again
+    Columns: `item_id`, and any of `title`, `description`, `category`, `price`, `tags` (a list of kind:value, in CSV with | between them), `image`,
+    `audio` (paths relative to the manifest) and `available_at`; a column that is absent leaves what is stored. A part that cannot be read is quarantined with its reason, and the item keeps its other parts. Running it again
     encodes only what changed. Spaces that were added (`triptych spaces add`) are written beside the profile's, retired ones are not.
 
     Exit code 0: all rows are in; 3: some were quarantined; 1: the file could not be read.

@@ -1,5 +1,6 @@
 """`triptych model`: which rankers there are, which one is stable, and switching it with undo."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +58,31 @@ def export(
         write_vectors(home, home.models / check_model_id(model_id) if model_id else checkpoint.stable_folder(home))
     except (RankerError, FeatureStoreError, SpaceError) as error:
         fail(error)
+
+
+@app.command()
+def artefact(
+    out: Annotated[Path, typer.Argument(help="File to write, usually NAME.pt2.")],
+    model_id: Annotated[str | None, typer.Argument(help="Checkpoint; default: the stable one.")] = None,
+) -> None:
+    """Write a model's scoring as one `torch.export` file, for servers that run none of this code.
+
+    It takes tokens of the history's items and of candidates (ranker/artefact.py names them in order) and gives the scores that serving gives.
+    """
+    from encoders.space import SpaceError, check_model_id
+    from feature_store.home import find_home
+    from ranker import checkpoint
+    from ranker.artefact import export as write_file
+    from ranker.errors import RankerError
+    from ranker.scorer import Ranker
+
+    home = find_home()
+    try:
+        folder = home.models / check_model_id(model_id) if model_id else checkpoint.stable_folder(home)
+        path = write_file(Ranker.load(folder), out)
+    except (RankerError, SpaceError) as error:
+        fail(error)
+    console.print(f"{folder.name}: scoring is in {path}")
 
 
 @app.command()

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from triptych.console import console, err, fail, print_json
+from triptych.console import EXIT_USAGE, console, err, fail, print_json
 
 if TYPE_CHECKING:
     from encoders.space import EmbeddingSpace
     from feature_store.home import Home
-    from ranker.train import Progress, TrainResult
+    from ranker.data import TrainingSet
+    from ranker.train import TrainResult
 
 app = typer.Typer(add_completion=False)
 
@@ -19,7 +20,19 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def train(
     model_id: Annotated[str, typer.Option("--model-id", help="Name of the new model: 1 to 40 of a-z, 0-9 and '_'.")],
-    preset: Annotated[str, typer.Option(help="Size: tiny (up to some thousands of items) or small.")] = "tiny",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="fusion (the network), ease (linear item-to-item regression) or svd (matrix factors): baselines, and makers of candidates.",
+        ),
+    ] = "fusion",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="tiny (hundreds of items; reasons by history item), small (thousands of labels: better and faster) or base (wider)."
+        ),
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same model.")] = 0,
     space: Annotated[
         list[str] | None,
@@ -32,13 +45,39 @@ def train(
         list[str] | None,
         typer.Option("--upgrade", help="Item space to read in place of its modality's default; repeatable."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train on this folder of Parquet files (docs/training-sets.md has the layout) in place of Feast's point-in-time join."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="Which labels are the test's: time (the last fifth), leave-one-out (each user's last), ratio (each user's last tenth), cold-items or "
+            "cold-users (a fifth of them, drawn by the seed)."
+        ),
+    ] = "time",
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the loss of each step and NDCG of each look into this folder, for `tensorboard --logdir`."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a training that was stopped: the same command, and this.")
+    ] = False,
     promote: Annotated[bool, typer.Option("--promote", help="Make it the stable model, which serving takes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a fusion ranker on what users did, and measure it on what they did later.
 
     The training set is joined point-in-time: a label sees only what was true strictly before it. The first 70 % of labels train,
-    the next 10 % decide when to stop, the last 20 % are the test, on which popularity and random are judged in the same way.
+    the next 10 % decide when to stop, the last 20 % are the test, on which popularity and random are judged in the same way; --protocol
+    takes another test (docs/evaluation.md). A split that leaks is refused.
+
+    A training that was killed has lost what came after its last look at validation: the same command with --resume goes on from there, to
+    the same model that it would have been.
 
     The checkpoint goes to models/MODEL_ID and never changes. Its own vectors of items and users are written as the space
     fused_MODEL_ID: `triptych materialize` loads them for retrieval. The first model becomes stable by itself; later ones with
@@ -47,34 +86,87 @@ def train(
     Of several spaces of one modality it reads, unless told otherwise, the one that the stable model reads: a space that was added
     takes over only when --upgrade names it.
 
-    Needs interactions (`triptych users build`) and applied definitions (`triptych materialize`).
+    Needs interactions (`triptych users build`) and applied definitions (`triptych materialize`). With --data it needs nothing but the
+    folder, whose meta.json names its embedding spaces; where they are none of this home's, the model is trained and measured, but neither
+    exported nor promoted.
     """
     from encoders.space import SpaceError, check_model_id
     from feature_store.errors import FeatureStoreError
     from feature_store.home import find_home
     from ranker import checkpoint, config
+    from ranker.data import TrainingSet
     from ranker.errors import RankerError
+    from ranker.splits import check_protocol
+    from ranker.train import check_unfinished
+    from triptych.verbs.train_run import Order, curves_in, run_training
 
+    if data and (space or upgrade):
+        fail(
+            "--space and --upgrade choose what is joined, but the folder of --data names its spaces itself", EXIT_USAGE
+        )
     home = find_home()
     try:
-        config.preset(preset)
+        settings = config.of_kind(model, preset)
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
+        check_unfinished(home.models, model_id, resume=resume)
+        check_protocol(protocol)
         _refuse_used_name(home, model_id)
-        folder = _training_set(home, model_id, choose_spaces(home, space or [], upgrade or []))
-        result = _train(home, folder, model_id, preset, seed)
+        curves = curves_in(tensorboard)
+        kept = data or (home.training / model_id if resume else None)  # what a training began with is still there
+        ts = TrainingSet.load(kept or _training_set(home, model_id, choose_spaces(home, space or [], upgrade or [])))
+        foreign = _foreign_spaces(home, ts, promote=promote) if kept else []  # what is joined is the home's
+        result = run_training(home, Order(ts, settings, model_id, seed, protocol, resume, data), curves)
     except (RankerError, FeatureStoreError, SpaceError) as error:
         fail(error)
+    if foreign:
+        err.print(
+            f"no fused vectors were written and nothing was promoted: this home has no space {', '.join(foreign)}"
+        )
+    promoted = not foreign and _put_to_use(home, result.folder, promote=promote)
+    _print(result, _STATES[bool(foreign), promoted], promoted, as_json)
+
+
+_STATES: Final = {  # (its spaces are not this home's, it was promoted)
+    (False, True): "is the stable model",
+    (False, False): "is not stable yet: `triptych model promote` makes it so",
+    (True, False): "can be measured here, but not served",
+}
+
+
+def _put_to_use(home: "Home", folder: Path, *, promote: bool) -> bool:
+    """Export, and promote if told to or if it is the first model; whether it was."""
+    from encoders.space import SpaceError
+    from feature_store.errors import FeatureStoreError
+    from ranker import checkpoint
+    from ranker.errors import RankerError
+
+    model_id = folder.name
     try:
-        export(home, result.folder)
+        export(home, folder)
         promoted = promote or checkpoint.stable(home) is None
         if promoted:
             checkpoint.promote(home, model_id)
     except (RankerError, FeatureStoreError, SpaceError, OSError) as error:
         fail(
-            f"{model_id} is trained and kept in {result.folder}, but what follows failed: {error}. Once that is mended, run "
+            f"{model_id} is trained and kept in {folder}, but what follows failed: {error}. Once that is mended, run "
             f"`triptych model export {model_id}`, then `triptych materialize`, then `triptych model promote {model_id}`"
         )
-    _print(result, promoted, as_json)
+    return promoted
+
+
+def _foreign_spaces(home: "Home", ts: "TrainingSet", *, promote: bool) -> list[str]:
+    """Spaces of a folder that this home does not have; raises `TrainingSetError` where such a model is to be promoted."""
+    from feature_store.spaces import read_spaces
+    from ranker.errors import TrainingSetError
+
+    known = {space.space_id for space in read_spaces(home, "item")}
+    foreign = sorted(space.space_id for space in ts.spaces.values() if space.space_id not in known)
+    if foreign and promote:
+        raise TrainingSetError(
+            f"a model of {', '.join(foreign)} cannot be promoted: this home has no vectors of such a space; leave out --promote, or ingest "
+            "with the encoder of that space first"
+        )
+    return foreign
 
 
 def _refuse_used_name(home: "Home", model_id: str) -> None:
@@ -147,26 +239,6 @@ def _training_set(home: "Home", model_id: str, spaces: Sequence["EmbeddingSpace"
     return info.folder
 
 
-def _train(home: "Home", folder: Path, model_id: str, preset: str, seed: int) -> "TrainResult":
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    from ranker import config, train
-    from ranker.data import TrainingSet
-
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Bar(*columns, console=err) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(p: "Progress") -> None:
-            ndcg = f"NDCG@10 {p.ndcg:.3f}" if p.ndcg == p.ndcg else "NDCG@10 ..."
-            text = f"epoch {p.epoch}  loss {p.loss:.3f}  {ndcg}  at most {p.eta_seconds:.0f} s more"
-            bar.update(task, total=p.steps, completed=p.step, description=text)
-
-        ts = TrainingSet.load(folder)
-        return train.train(ts, config.preset(preset), home.models, model_id, seed=seed, progress=show)
-
-
 def export(home: "Home", folder: Path) -> None:
     """Write the fused vectors of the model in `folder`, and say how many there are and what loads them."""
     from feature_store.tables import Tables
@@ -177,12 +249,11 @@ def export(home: "Home", folder: Path) -> None:
     err.print(f"fused vectors: {exported.items:,} items, {exported.users:,} users; `triptych materialize` loads them")
 
 
-def _print(result: "TrainResult", promoted: bool, as_json: bool) -> None:
+def _print(result: "TrainResult", state: str, promoted: bool, as_json: bool) -> None:
     if as_json:
         print_json({**result.metrics, "seconds": result.seconds, "epochs": result.epochs, "promoted": promoted})
         return
     console.print(metrics_table(result.metrics))
-    state = "is the stable model" if promoted else "is not stable yet: `triptych model promote` makes it so"
     console.print(f"{result.folder.name}: {result.epochs} epochs in {result.seconds:.0f} s; it {state}")
 
 
@@ -191,7 +262,13 @@ def metrics_table(report: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(
-        "scorer", "items", "NDCG@10", "Recall@20", "AUC", "labels", title=f"{report['model_id']} on its test window"
+        "scorer",
+        "items",
+        "NDCG@10",
+        "Recall@20",
+        "AUC",
+        "labels",
+        title=f"{report['model_id']} on its test ({report['protocol']})",
     )
     for scorer, slices in report["scorers"].items():
         for name, found in slices.items():

@@ -21,7 +21,9 @@ def users() -> None:
 def build(
     interactions: Annotated[
         Path | None,
-        typer.Option(help="Interactions to load first: user_id, item_id, event_timestamp, event_type, value."),
+        typer.Option(
+            help="Interactions to load first: user_id, item_id, event_timestamp; where known event_type, value, event_id, device, impression_id, position, propensity."
+        ),
     ] = None,
     profiles: Annotated[
         Path | None, typer.Option(help="Users' own words: user_id, text, and optionally updated_at.")
