@@ -1,13 +1,17 @@
 """Rankers on public data: full ranking, every method's settings chosen on validation, in one run.
 
 `movielens-1m` and `lastfm-2k` have no order in time: a user's items are a set, and the test's items are ranked among all that the user has not in
-training. In `movielens-100k` and `beauty` the last event of each user is ranked among all items not met before. Measured until now are popularity,
-the collaborative priors and, where there is an order, SASRec.
+training; `movielens-1m-cold` holds a fifth of the items out of all training, and ranks them among themselves. In `movielens-100k`, `beauty` and
+`toys` the last event of each user is ranked among all items not met before. The fusion ranker is measured beside popularity, the collaborative
+priors and, where there is an order, SASRec, user by user.
 The data are read from the folder that TRIPTYCH_DATA names.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -19,6 +23,17 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import Options, Record, run
+from benchmarks.rankers import ablations, clicks, serving
+from benchmarks.rankers.films import films
+from benchmarks.rankers.fusion import NEXT, VARIATIONAL, Tell, spaces_of_set
+from benchmarks.rankers.measured import (
+    Known,
+    Session,
+    claim_cost,
+    measure_fused_cold,
+    measure_fused_next,
+    measure_fused_set,
+)
 from benchmarks.rankers.sasrec import SasrecConfig, fit_sasrec
 from benchmarks.rankers.sequences import LeaveOneOut, Sequences, amazon, movielens_100k
 from benchmarks.rankers.sets import Interactions, Matrix, lastfm_2k, movielens_1m, subset
@@ -26,30 +41,42 @@ from ranker.collaborative import EaseConfig, fit_ease
 from ranker.full_ranking import Places, hit_rate, joined, ndcg, places, recall
 
 SETS: Final[dict[str, Callable[[], Interactions]]] = {"movielens-1m": movielens_1m, "lastfm-2k": lastfm_2k}
+COLD_SET: Final = "movielens-1m-cold"
 ORDERED: Final[dict[str, Callable[[], Sequences]]] = {
     "movielens-100k": movielens_100k,
     "beauty": partial(amazon, "Beauty"),
+    "toys": partial(amazon, "Toys"),
 }
 PEERS: Final = {  # chosen on validation among these
-    "movielens-100k": [SasrecConfig(dropout=0.3), SasrecConfig(dropout=0.5)],
+    "movielens-100k": [
+        SasrecConfig(dropout=0.5, batch_users=32, look_epochs=2, patience=8),
+        SasrecConfig(dropout=0.5, batch_users=64, look_epochs=3, patience=8),
+    ],
     "beauty": [
         SasrecConfig(dropout=0.5, length=50, batch_users=256, look_epochs=2),
         SasrecConfig(dim=128, dropout=0.5, length=50, batch_users=256, look_epochs=2, label_smoothing=0.1),
     ],
 }
+PEERS["toys"] = PEERS["beauty"]
 # Weights of 12,000 items take two cores a minute each.
 PLAIN_ORDERED: Final = {
     "movielens-100k": [EaseConfig(l2) for l2 in (100.0, 300.0, 500.0)],
     "beauty": [EaseConfig(50.0)],
+    "toys": [EaseConfig(50.0)],
 }
 PRIORS_ORDERED: Final = {
     "movielens-100k": [
         EaseConfig(l2, dropout, power) for l2, dropout, power in product((50.0, 100.0, 300.0), (0.0, 0.2), (0.0, 0.5))
     ],
     "beauty": [EaseConfig(50.0, 0.2, 0.5), EaseConfig(100.0, 0.0, 0.5)],
+    "toys": [EaseConfig(50.0, 0.2, 0.5), EaseConfig(100.0, 0.0, 0.5)],
 }
+COST, ABLATED_NEXT, ABLATED_SETS = "cost", "movielens-100k-ablations", "lastfm-2k-ablations"
+PARTS: Final = (*SETS, COLD_SET, *ORDERED, clicks.NAME, COST, ABLATED_NEXT, ABLATED_SETS)
 K, K_LAST = 20, 10
+SEEDS, MINUTES = 3, 25.0
 BATCH_USERS: Final = 1_000
+LOG_SECONDS: Final = 30.0
 QUICK_USERS: Final = 500
 Content = NDArray[np.float32] | None
 
@@ -65,26 +92,95 @@ DECAYS: Final = (0.0, 0.05, 0.2, 0.5)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """How long, and how often."""
     parser.add_argument(
-        "--minutes", type=float, default=25.0, help="training time of each trained model at most (default 25)"
+        "--minutes", type=float, default=MINUTES, help="training time of each SASRec at most (default %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each trained model (default 3)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each trained model (default %(default)s)")
 
 
 def measure_all(options: Options, record: Record) -> None:
     """Every wanted set that is there."""
     record.note("options", dict(options.values))
-    for name, load in {**SETS, **ORDERED}.items():
-        if options.wants(name):
-            try:
-                found = load()
-            except FileNotFoundError as error:
-                print(f"{name} is left out: {error}")
-                continue
-            if isinstance(found, Interactions):
-                measure_set(subset(found, QUICK_USERS) if options.quick else found, record)
-            else:
-                seeds, minutes = (1, 0.1) if options.quick else (options.values["seeds"], options.values["minutes"])
-                measure_ordered(name, LeaveOneOut.of(found), range(seeds), 60.0 * minutes, record)
+    seeds, minutes = (options.values.get("seeds", SEEDS), options.values.get("minutes", MINUTES))
+    if options.quick:
+        seeds, minutes = 1, 0.1
+    with telling() as tell:
+        session = Session(range(seeds), record, tell)
+        for name in PARTS:
+            if options.wants(name):
+                try:
+                    _measure(name, options.quick, 60.0 * minutes, session)
+                except FileNotFoundError as error:
+                    print(f"{name} is left out: {error}")
+                session.cost.note(name, record)
+    claim_cost(record, _before(options))
+
+
+def _before(options: Options) -> dict[str, Any]:
+    """The details that this run's are written into, where there are any."""
+    kept = options.json is not None and options.only and options.json.exists()
+    return dict(json.loads(options.json.read_text(encoding="utf-8"))["details"]) if options.json and kept else {}
+
+
+@contextmanager
+def telling() -> Iterator[Tell]:
+    """Shows the newest line: as a status on a terminal, else every half minute in a log."""
+    console, told = Console(stderr=True), [0.0]
+
+    def log(line: str) -> None:
+        if time.monotonic() - told[0] > LOG_SECONDS:
+            told[0] = time.monotonic()
+            console.print(line, markup=False)
+
+    with console.status("") as status:
+        yield status.update if console.is_terminal else log
+
+
+def _measure(name: str, quick: bool, seconds: float, session: Session) -> None:
+    if name == clicks.NAME:
+        clicks.measure_clicks(session.seeds, seconds / 60.0, session.record, quick=quick)
+    elif name == COST:
+        _cost(session)
+    elif name in (ABLATED_NEXT, ABLATED_SETS):
+        _ablations(name, quick, session)
+    elif name == COLD_SET:
+        measure_fused_cold(_quickly(movielens_1m(), quick), session)
+    elif name in SETS:
+        split = _quickly(SETS[name](), quick)
+        measure_set(split, session.record)
+        measure_fused_set(split, session)
+    else:
+        sequences = ORDERED[name]()
+        split = LeaveOneOut.of(sequences)
+        sasrec = measure_ordered(name, split, session.seeds, seconds, session.record)
+        content, tags = films(sequences.item_names, session.tell) if name == "movielens-100k" else ({}, [])
+        measure_fused_next(name, split, Known("fusion", content, tags), sasrec, session)
+
+
+def _cost(session: Session) -> None:
+    """What serving costs, and what of training goes into loading data."""
+    sequences = movielens_100k()
+    content, tags = films(sequences.item_names, session.tell)
+    found = serving.cost(sequences, content, tags, session.tell)
+    session.record.note("preset small", {name: round(value, 4) for name, value in found.items()})
+    session.record.claim("score500_ms", found["score500_ms"], "ms", bar=3.0, better="lower")
+
+
+def _ablations(name: str, quick: bool, session: Session) -> None:
+    if name == ABLATED_SETS:
+        split = _quickly(lastfm_2k(), quick)
+        table = ablations.variants(spaces_of_set(split), (), ordered=False)
+        measure = ablations.on_sets(split, VARIATIONAL, session.say(name))
+        metric = f"ndcg_{K}"
+    else:
+        sequences = movielens_100k()
+        table = ablations.variants(*films(sequences.item_names, session.tell), ordered=True)
+        measure = ablations.on_next(LeaveOneOut.of(sequences), NEXT, session.say(name))
+        metric = f"ndcg_{K_LAST}"
+    ablations.measure_ablations(name.removesuffix("-ablations"), metric, table, measure, session.seeds, session.record)
+
+
+def _quickly(split: Interactions, quick: bool) -> Interactions:
+    return subset(split, QUICK_USERS) if quick else split
 
 
 def measure_set(split: Interactions, record: Record) -> None:
@@ -146,15 +242,18 @@ def judge(score: Callable[[Matrix], NDArray[np.float32]], train: Matrix, wanted:
 # ---- sets with an order ----------------------------------------------------------------------------------------------
 
 
-def measure_ordered(name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float, record: Record) -> None:
-    """Popularity, EASE over sets, the prior over histories that fade, and SASRec over some seeds."""
+def measure_ordered(
+    name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float, record: Record
+) -> dict[str, NDArray[np.float64]]:
+    """Popularity, EASE over sets, the prior over histories that fade, and SASRec over some seeds, whose metrics by user are returned."""
     histories = split.sequences.matrix(split.train)
     results = {"popularity": judge_last(split, popularity(histories)(histories), split.test)}
     results["ease"] = _best_prior(name, split, PLAIN_ORDERED[name], (0.0,))
     results["prior"] = _best_prior(name, split, PRIORS_ORDERED[name], DECAYS)
-    results["sasrec"] = _sasrec(name, split, seeds, seconds)
+    results["sasrec"], gains = _sasrec(name, split, seeds, seconds)
     for method, found in results.items():
         record.note(f"{name} {method}", found)
+    return gains
 
 
 def _best_prior(
@@ -174,36 +273,43 @@ def _best_prior(
     return found
 
 
-def _sasrec(name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float) -> dict[str, Any]:
-    """SASRec by the settings that are best on validation, its mean over the seeds."""
+def _sasrec(
+    name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """SASRec by the settings that are best on validation: its mean over the seeds, and that of each user."""
     console = Console(stderr=True)
 
     def fit(config: SasrecConfig, seed: int) -> Any:
-        with console.status(f"{name}: SASRec, seed {seed}") as status:
-            return fit_sasrec(split, config, seed, seconds, lambda line: status.update(f"{name}: SASRec {line}"))
+        console.print(f"{name}: SASRec, seed {seed}, {config}")
+        return fit_sasrec(split, config, seed, seconds)
 
     tried = [fit(config, seeds[0]) for config in PEERS[name]]
     at = int(np.argmax([fitted.ndcg for fitted in tried]))
     fitted = [tried[at], *(fit(PEERS[name][at], seed) for seed in seeds[1:])]
-    found = [judge_last(split, one.test, split.test) for one in fitted]
-    means = {metric: round(float(np.mean([one[metric] for one in found])), 4) for metric in found[0]}
+    gains = [gains_of_last(split, one.test, split.test) for one in fitted]
+    means = {metric: np.mean([one[metric] for one in gains], axis=0) for metric in gains[0]}
     return {
-        **means,
-        "ndcg_by_seed": [one[f"ndcg_{K_LAST}"] for one in found],
+        **{metric: round(float(values.mean()), 4) for metric, values in means.items()},
+        "ndcg_by_seed": [round(float(one[f"ndcg_{K_LAST}"].mean()), 4) for one in gains],
         "epochs": [one.epochs for one in fitted],
         "minutes": [round(one.seconds / 60, 1) for one in fitted],
         "settings": str(asdict(PEERS[name][at])),
-    }
+    }, means
 
 
 def judge_last(split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]) -> dict[str, Any]:
     """HR@10 and NDCG@10 of one held-out event a user among all items that the user had not met before it."""
+    gains = gains_of_last(split, scores, events)
+    return {metric: round(float(values.mean()), 4) for metric, values in gains.items()}
+
+
+def gains_of_last(
+    split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The same by user."""
     found: Places = places(np.asarray(scores), split.relevant(events), split.met_before(events))
-    return {
-        f"hr_{K_LAST}": round(float(hit_rate(found, K_LAST).mean()), 4),
-        f"ndcg_{K_LAST}": round(float(ndcg(found, K_LAST).mean()), 4),
-    }
+    return {f"hr_{K_LAST}": hit_rate(found, K_LAST), f"ndcg_{K_LAST}": ndcg(found, K_LAST)}
 
 
 if __name__ == "__main__":
-    run(measure_all, (*SETS, *ORDERED), "Rankers on public data, by full ranking.", more=add_options)
+    run(measure_all, PARTS, "Rankers on public data, by full ranking.", more=add_options)

@@ -1,7 +1,7 @@
-"""Write the committed results into README.md and docs/operations.md: `python -m benchmarks.readme`, or with `--check` see that they are the same.
+"""Write the committed results into README.md, docs/operations.md and docs/results.md: `python -m benchmarks.readme`, or with `--check` see that they are the same.
 
 A table goes between `<!-- KIND of NAME -->` and `<!-- end of KIND -->`, from `benchmarks/results/NAME.json`. Kinds: `results` are the claims,
-`costs` what the feature store costs by catalogue size, `sizes` what `store_sizing` has weighed.
+`costs` what the feature store costs by catalogue size, `sizes` what `store_sizing` has weighed, `methods` and `ablations` the rankers' figures.
 """
 
 import argparse
@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.rankers import tables
+
 ROOT: Final = Path(__file__).resolve().parent.parent
-PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "operations.md")
+PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "results.md")
 RESULTS: Final = ROOT / "benchmarks" / "results"
-_PLACES: Final = re.compile(r"<!-- (results|costs|sizes) of (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+_PLACES: Final = re.compile(
+    r"<!-- (results|costs|sizes|methods|ablations) of (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL
+)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
@@ -81,12 +85,16 @@ _TABLES: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
     "results": _claims,
     "costs": _costs,
     "sizes": _sizes,
+    "methods": tables.methods,
+    "ablations": tables.ablations,
 }
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Fill the pages, or say whether they are filled with what the results say."""
-    parser = argparse.ArgumentParser(description="Write the committed results into README.md and docs/operations.md.")
+    parser = argparse.ArgumentParser(
+        description="Write the committed results into README.md, docs/operations.md and docs/results.md."
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page says something else")
     is_check = parser.parse_args(arguments).check
     for page in PAGES:

@@ -141,13 +141,12 @@ def _epoch(
 
 
 def _batches(histories: list[NDArray[np.int64]], size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Users with at least two events in random batches of like lengths, so that little is padding."""
-    lengths = np.array([len(history) for history in histories])
-    users = np.flatnonzero(lengths > 1)
-    order = users[np.lexsort((rng.random(len(users)), lengths[users] + rng.integers(-2, 3, len(users))))]
-    batches = np.array_split(order, max(1, round(len(order) / size)))
-    for at in rng.permutation(len(batches)):
-        yield batches[at]
+    """Users with at least two events in random batches.
+
+    Batches of like lengths would hold less padding, and cost a tenth of the NDCG: each of their steps is made of one kind of user.
+    """
+    users = rng.permutation(np.flatnonzero([len(history) > 1 for history in histories]))
+    return iter(np.array_split(users, max(1, round(len(users) / size))))
 
 
 def _padded(histories: list[NDArray[np.int64]]) -> Tensor:

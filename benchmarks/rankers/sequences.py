@@ -12,6 +12,8 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from benchmarks.rankers.sets import Matrix, data_folder
+from ranker.leakage import check_split
+from ranker.protocols import Role
 
 LEAST_EVENTS: Final = 3  # one to learn from, one for validation, one for the test
 Ints = NDArray[np.int64]
@@ -76,8 +78,10 @@ class LeaveOneOut:
 
     @classmethod
     def of(cls, sequences: Sequences) -> "LeaveOneOut":
-        """Split; every user has at least three events."""
+        """Split; every user has at least three events. Raises `LeakageError` where the order is not what the protocol wants."""
         last = sequences.from_last
+        roles = np.select([last == 0, last == 1], [Role.TEST, Role.VALIDATION], Role.TRAIN).astype(np.int8)
+        check_split("leave_one_out", roles, sequences.user, sequences.item, sequences.timestamp)
         return cls(sequences, last >= 2, np.flatnonzero(last == 1), np.flatnonzero(last == 0))
 
     def relevant(self, events: Ints) -> Matrix:

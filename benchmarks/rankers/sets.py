@@ -110,14 +110,14 @@ def _movie_content(folder: Path, items: int) -> dict[str, NDArray[np.float32]]:
         rows[item] = row_of.get(int(original), -1)
     files = {"text": "text_minilm_l6", "image": "image_efficientnet_lite0"}
     content = {name: _rows(np.load(folder / f"{file}.npy"), rows) for name, file in files.items()}
-    return content | {"tags": tag_matrix([_tags(films[row]) if row >= 0 else [] for row in rows])}
+    return content | {"tags": tag_matrix([tags_of_film(films[row]) if row >= 0 else [] for row in rows])}
 
 
 def _rows(vectors: NDArray[Any], rows: Ints) -> NDArray[np.float32]:
     return np.where(rows[:, None] >= 0, vectors[rows], 0).astype(np.float32)
 
 
-def _tags(film: Mapping[str, Any]) -> list[str]:
+def tags_of_film(film: Mapping[str, Any]) -> list[str]:
     """What a film's record says of it: genres, people, country, language, and years near its own."""
     kinds = ("genre", "director", "actors", "writer", "country", "language", "rated")
     said = [

@@ -36,8 +36,8 @@ def test_methods_are_measured_in_one_run(tmp_path, monkeypatch, rng):
     write_small(tmp_path, rng)
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     record = Record()
-    ranking.measure_all(Options(only=("lastfm-2k",)), record)
-    found = {name.split()[1]: detail for name, detail in record.details.items() if name != "options"}
+    ranking.measure_set(lastfm_2k(), record)
+    found = {name.split()[1]: detail for name, detail in record.details.items()}
     assert list(found) == ["popularity", "ease", "prior", "prior_text", "prior_sound", "prior_speech"]
     assert found["ease"]["ndcg_20"] > found["popularity"]["ndcg_20"]
     assert "l2" in found["prior_text"]["settings"]
@@ -49,12 +49,14 @@ def test_ordered_sets_are_measured_too(rng):
     item = (np.repeat(start, 8) + np.tile(np.arange(8), 60)) % 15
     events = Sequences("movielens-100k", user, item, np.arange(480), np.full(480, np.nan), tuple("abcdefghijklmno"))
     record = Record()
-    ranking.measure_ordered("movielens-100k", LeaveOneOut.of(events), range(2), 4.0, record)
+    gains = ranking.measure_ordered("movielens-100k", LeaveOneOut.of(events), range(2), 4.0, record)
     found = {name.split()[1]: detail for name, detail in record.details.items()}
     assert list(found) == ["popularity", "ease", "prior", "sasrec"]
     assert found["prior"]["ndcg_10"] >= found["ease"]["ndcg_10"] - 0.1
     assert found["sasrec"]["ndcg_10"] > found["popularity"]["ndcg_10"]
     assert len(found["sasrec"]["ndcg_by_seed"]) == 2
+    assert gains["ndcg_10"].shape == (60,)
+    assert gains["ndcg_10"].mean() == pytest.approx(found["sasrec"]["ndcg_10"], abs=1e-4)
 
 
 def test_a_set_that_is_not_there_is_left_out_by_name(tmp_path, monkeypatch, capsys):

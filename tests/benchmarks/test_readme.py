@@ -1,4 +1,4 @@
-"""README.md and docs/operations.md say what the committed results say."""
+"""README.md, docs/operations.md and docs/results.md say what the committed results say."""
 
 import json
 from pathlib import Path

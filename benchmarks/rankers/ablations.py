@@ -1,0 +1,108 @@
+"""What each part of the fusion ranker is worth: the same training with one thing changed, over some seeds, on the test, in one table.
+
+`gate` is the whole model without the prior, `gate and prior` with it; all others are without the prior and to be compared with `gate`. `text
+alone` and its like know an item by that modality and nothing else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import Record
+from benchmarks.rankers.fusion import Tags, Tell, Trained, gains_of_next, places_of_sets, train_next, train_set
+from benchmarks.rankers.sequences import LeaveOneOut
+from benchmarks.rankers.sets import Interactions
+from benchmarks.rankers.training_sets import Content
+from ranker import full_ranking
+from ranker.bootstrap import estimates
+from ranker.config import RankerConfig
+
+Values = NDArray[np.float64]
+NO_DROPOUT: Final = {"dropout": 0.0, "content_dropout": 0.0, "modality_dropout": 0.0, "id_dropout": 0.0}
+FACTORS: Final = 64
+WHOLE: Final = "gate"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant changes, and what it knows of items."""
+
+    changes: Mapping[str, Any]
+    content: Content
+    tags: Tags
+
+
+Measured = tuple[Values, Values | None]  # by user: without the prior, and with it where it was asked for
+Measure = Callable[[Variant, int, bool], Measured]
+
+
+def variants(content: Content, tags: Tags, *, ordered: bool) -> dict[str, Variant]:
+    """The table's rows, by name."""
+    alone = {f"{name} alone": Variant({"ids": False}, {name: content[name]}, ()) for name in content}
+    if tags:
+        alone["tags alone"] = Variant({"ids": False}, {}, tags)
+    return {
+        "id alone": Variant({}, {}, ()),
+        **alone,
+        "concatenation": Variant({"fusion": "concat"}, content, tags),
+        "sum": Variant({"fusion": "sum"}, content, tags),
+        WHOLE: Variant({}, content, tags),
+        "gate and factors": Variant({"collaborative": FACTORS}, content, tags),
+        "gate, ids aligned": Variant({"align_weight": 0.1}, content, tags),
+        "no dropout": Variant(NO_DROPOUT, content, tags),
+        **({"no time gaps": Variant({"time_gaps": False}, content, tags)} if ordered else {}),
+    }
+
+
+def measure_ablations(
+    name: str, metric: str, table: Mapping[str, Variant], measure: Measure, seeds: Sequence[int], record: Record
+) -> None:
+    """A detail for each row: the metric's mean over seeds and users, its interval over users, and each seed's."""
+    found: dict[str, list[Values]] = {}
+    for row, variant in table.items():
+        measured = [measure(variant, seed, row == WHOLE) for seed in seeds]
+        found[row] = [without for without, _ in measured]
+        if row == WHOLE:
+            found[f"{WHOLE} and prior"] = [mixed for _, mixed in measured if mixed is not None]
+    means = {row: np.mean(values, axis=0) for row, values in found.items()}
+    for row, one in estimates(means).items():
+        by_seed = [round(float(values.mean()), 4) for values in found[row]]
+        numbers = {metric: round(float(means[row].mean()), 4), "low": round(one.low, 4), "high": round(one.high, 4)}
+        record.note(f"{name} ablation {row}", {**numbers, "by_seed": by_seed})
+
+
+def on_next(split: LeaveOneOut, config: RankerConfig, tell: Tell) -> Measure:
+    """NDCG@10 by user, where the last event is held out."""
+
+    def measure(variant: Variant, seed: int, prior: bool) -> Measured:
+        changed = replace(config, **variant.changes)
+        _, trained = train_next(split, variant.content, variant.tags, [changed], seed, tell, mixed=prior)
+        return _both(trained, lambda: gains_of_next(trained)["ndcg_10"])
+
+    return measure
+
+
+def on_sets(split: Interactions, config: RankerConfig, tell: Tell) -> Measure:
+    """NDCG@20 by user of a set."""
+
+    def measure(variant: Variant, seed: int, prior: bool) -> Measured:
+        changed = replace(config, **variant.changes)
+        _, trained, test = train_set(split, variant.content, variant.tags, [changed], seed, tell, mixed=prior)
+        return _both(trained, lambda: full_ranking.ndcg(places_of_sets(trained, test), 20))
+
+    return measure
+
+
+def _both(trained: Trained, values: Callable[[], Values]) -> Measured:
+    """Judge without the prior, and with it where there is one."""
+    if trained.mix is None:
+        return values(), None
+    mixed, prior = values(), trained.fitted.model.prior
+    scale = prior.scale.clone()
+    prior.scale.zero_()
+    without = values()
+    prior.scale.copy_(scale)
+    return without, mixed

@@ -1,0 +1,271 @@
+"""The fusion ranker's part of the benchmark: every seed's test, the claims, and the peers that they are held against, user by user.
+
+Settings are chosen with the first seed, on validation; the other seeds reuse them. Intervals are over users, of the mean of all seeds.
+"""
+
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import Record
+from benchmarks.rankers.fusion import (
+    COLD,
+    DETERMINISTIC,
+    NEXT,
+    NEXT_IDS,
+    VARIATIONAL,
+    Tags,
+    Tell,
+    Trained,
+    described,
+    gains_of_next,
+    places_of_sets,
+    spaces_of_set,
+    tags_of,
+    train_cold,
+    train_next,
+    train_set,
+)
+from benchmarks.rankers.sequences import LeaveOneOut
+from benchmarks.rankers.serving import drops, retrieval
+from benchmarks.rankers.sets import Interactions, cold_items
+from benchmarks.rankers.training_sets import Content
+from ranker import full_ranking
+from ranker.bootstrap import Difference, Estimate, differences, estimates
+from ranker.config import RankerConfig
+from ranker.data import Labels
+
+Values = NDArray[np.float64]
+K: Final = 20
+SET_CLAIMS: Final[Mapping[str, tuple[tuple[str, str, float], ...]]] = {
+    "lastfm-2k": (("lastfm_recall20", "recall_20", 0.430), ("lastfm_ndcg20", "ndcg_20", 0.310)),
+    "movielens-1m": (("ml1m_recall20", "recall_20", 0.283), ("ml1m_ndcg20", "ndcg_20", 0.420)),
+}
+COLD_CLAIMS: Final = (
+    ("ml1m_cold_recall20", "recall_20", 0.215),
+    ("ml1m_cold_ndcg20", "ndcg_20", 0.320),
+    ("ml1m_cold_gauc", "gauc", 0.790),
+)
+NEXT_CLAIMS: Final[Mapping[str, tuple[tuple[str, str, float], ...]]] = {
+    "movielens-100k": (("ml100k_loo_ndcg10", "ndcg_10", 0.096),),
+    "beauty": (("beauty_hr10", "hr_10", 0.071), ("beauty_ndcg10", "ndcg_10", 0.040)),
+    "toys": (),
+}
+SET_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
+    "lastfm-2k": (VARIATIONAL, replace(VARIATIONAL, modality_dropout=0.2), DETERMINISTIC),
+    "movielens-1m": (DETERMINISTIC, VARIATIONAL),
+}
+NEXT_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
+    "movielens-100k": (NEXT,),
+    "beauty": (NEXT_IDS,),
+    "toys": (NEXT_IDS,),
+}
+
+
+COST: Final = "cost of"
+
+
+class Cost:
+    """The longest training of one seed, and the most memory that this process has held, of the part that is being measured."""
+
+    def __init__(self) -> None:
+        self.minutes = 0.0
+
+    def add(self, trained: Trained) -> None:
+        """Remember one seed's training."""
+        self.minutes = max(self.minutes, trained.minutes)
+
+    def note(self, name: str, record: Record) -> None:
+        """Say what the part cost, and begin anew."""
+        if self.minutes:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+            record.note(f"{COST} {name}", {"minutes": round(self.minutes, 2), "peak_gb": round(peak, 2)})
+        self.minutes = 0.0
+
+
+def claim_cost(record: Record, before: Mapping[str, Any]) -> None:
+    """Claims `train_minutes_max` and `train_peak_gb` over all parts: those of this run, and of the details of earlier ones."""
+    costs = [cost for name, cost in {**before, **record.details}.items() if name.startswith(COST)]
+    if costs:
+        most = {kind: max(cost[kind] for cost in costs) for kind in ("minutes", "peak_gb")}
+        record.claim("train_minutes_max", most["minutes"], "min", bar=25.0, better="lower")
+        record.claim("train_peak_gb", most["peak_gb"], "GiB", bar=4.0, better="lower")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every measurement of a run shares."""
+
+    seeds: Sequence[int]
+    record: Record
+    tell: Tell
+    cost: Cost = field(default_factory=Cost)
+
+    def say(self, *what: object) -> Callable[[str], None]:
+        """Tells lines that begin with what is being done."""
+        return lambda line: self.tell(f"{', '.join(map(str, what))}: {line}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a variant of the model knows of items, and what it is called."""
+
+    what: str
+    content: Content
+    tags: Tags = ()
+
+
+# ---- sets ------------------------------------------------------------------------------------------------------------
+
+
+def measure_fused_set(split: Interactions, session: Session) -> None:
+    """The whole model; where there are several modalities, each alone; and how much the best of those is surpassed."""
+    content = spaces_of_set(split)
+    lost: list[dict[str, float]] = []
+    known, record = Known("fusion", content, tags_of(split)), session.record
+    found = _set_seeds(split, known, session, lambda trained, test: lost.append(drops(trained, test)))
+    if split.name == "lastfm-2k":
+        alone = {name: _set_seeds(split, Known(f"{name} alone", {name: content[name]}), session) for name in content}
+        best = max(float(one["ndcg_20"].mean()) for one in alone.values())
+        record.claim("lastfm_fused_over_best_single", float(found["ndcg_20"].mean()) / best, "x", bar=1.0)
+    means = {name: float(np.mean([one[name] for one in lost])) for name in lost[0]}
+    record.note(f"{split.name} lost without", {name: round(value, 4) for name, value in means.items()})
+    if split.name == "movielens-1m":
+        record.claim("worst_modality_drop", max(means.values()), "of NDCG@20", bar=0.05, better="lower")
+    for claim, metric, bar in SET_CLAIMS.get(split.name, ()):
+        record.claim(claim, float(found[metric].mean()), metric, bar=bar)
+
+
+def _set_seeds(
+    split: Interactions, known: Known, session: Session, each: Callable[[Trained, Labels], None] = lambda *_: None
+) -> dict[str, Values]:
+    """Recall@20 and NDCG@20 by user, the mean over seeds; `each` sees every trained model with the test."""
+    configs: Sequence[RankerConfig] = SET_CONFIGS.get(split.name, (VARIATIONAL, DETERMINISTIC))
+    gains: list[dict[str, Values]] = []
+    settings = []
+    for seed in session.seeds:
+        say = session.say(split.name, known.what, f"seed {seed}")
+        config, trained, test = train_set(split, known.content, known.tags, configs, seed, say)
+        configs = (config,)
+        found = places_of_sets(trained, test)
+        gains.append({"recall_20": full_ranking.recall(found, K), "ndcg_20": full_ranking.ndcg(found, K)})
+        settings.append(trained.settings)
+        session.cost.add(trained)
+        each(trained, test)
+    return _noted(session.record, f"{split.name} {known.what}", gains, settings, configs[0])
+
+
+def measure_fused_cold(split: Interactions, session: Session) -> None:
+    """Items that nobody met: with everything, without the image, and by ids alone, which know nothing of them."""
+    variants = (
+        Known("fusion", spaces_of_set(split), tags_of(split)),
+        Known("without image", spaces_of_set(split, without=("image",)), tags_of(split)),
+        Known("ids", {}),
+    )
+    record = session.record
+    found = {known.what: _cold_seeds(split, known, session) for known in variants}
+    for claim, metric, bar in COLD_CLAIMS:
+        record.claim(claim, found["fusion"][metric], metric, bar=bar)
+    gain = min(found["fusion"][metric] - found["without image"][metric] for _, metric, _ in COLD_CLAIMS)
+    record.claim("ml1m_cold_image_gain", gain, "worst metric's gain", bar=0.0)
+    record.claim("ml1m_cold_full_over_id", found["fusion"]["ndcg_20"] / found["ids"]["ndcg_20"], "x", bar=3.0)
+
+
+def _cold_seeds(split: Interactions, known: Known, session: Session) -> dict[str, float]:
+    """Recall@20, NDCG@20 and GAUC among held-out items, the mean over the draws of them."""
+    metrics, settings = [], []
+    for seed in session.seeds:
+        everything, _, held = cold_items(split, seed)
+        say = session.say(split.name, "cold", known.what, f"seed {seed}")
+        trained, test = train_cold(everything, held, known.content, known.tags, COLD, seed, say)
+        found = places_of_sets(trained, test, held)
+        recall, ndcg = full_ranking.recall(found, K), full_ranking.ndcg(found, K)
+        metrics.append({"recall_20": recall.mean(), "ndcg_20": ndcg.mean(), "gauc": full_ranking.gauc(found)})
+        settings.append(trained.settings)
+        session.cost.add(trained)
+    means = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
+    by_seed = [{name: round(float(value), 4) for name, value in one.items()} for one in metrics]
+    about = {"by_seed": by_seed, "settings": described(COLD), "runs": settings}
+    rounded = {name: round(value, 4) for name, value in means.items()}
+    session.record.note(f"{split.name} cold {known.what}", {**rounded, **about})
+    return means
+
+
+# ---- what comes next -------------------------------------------------------------------------------------------------
+
+
+def measure_fused_next(
+    name: str, split: LeaveOneOut, known: Known, sasrec: Mapping[str, Values], session: Session
+) -> None:
+    """The whole model against SASRec of the same run: `sasrec` has its metrics by user, the mean over seeds."""
+    configs: Sequence[RankerConfig] = NEXT_CONFIGS.get(name, (NEXT_IDS,))
+    gains, settings, retrieved = [], [], []
+    for seed in session.seeds:
+        say = session.say(name, known.what, f"seed {seed}")
+        config, trained = train_next(split, known.content, known.tags, configs, seed, say)
+        configs = (config,)
+        gains.append(dict(gains_of_next(trained)))
+        settings.append(trained.settings)
+        session.cost.add(trained)
+        retrieved.append(retrieval(trained.fitted))
+    found = _noted(session.record, f"{name} {known.what}", gains, settings, configs[0])
+    for claim, metric, bar in NEXT_CLAIMS.get(name, ()):
+        session.record.claim(claim, float(found[metric].mean()), metric, bar=bar)
+    _against_sasrec(name, found, sasrec, session.record)
+    _retrieved(name, retrieved, session.record)
+
+
+def _retrieved(name: str, found: Sequence[Mapping[str, float]], record: Record) -> None:
+    """The mean over seeds."""
+    means = {metric: float(np.mean([one[metric] for one in found])) for metric in found[0]}
+    record.note(f"{name} retrieval", {metric: round(value, 4) for metric, value in means.items()})
+    if name == "movielens-100k":
+        peer = means["recall_500_of_popularity"]
+        record.claim("retrieve_recall500", means["recall_500"], "recall_500, popularity's the bar", bar=round(peer, 4))
+        record.claim("two_stage_over_full", means["two_stage_over_full"], "x", bar=0.97)
+
+
+def _against_sasrec(name: str, found: Mapping[str, Values], sasrec: Mapping[str, Values], record: Record) -> None:
+    compared = {
+        metric: differences({"fusion": found[metric], "sasrec": sasrec[metric]}, "fusion")["sasrec"] for metric in found
+    }
+    record.note(f"{name} fusion less sasrec", {metric: _rounded(one) for metric, one in compared.items()})
+    if name == "movielens-100k":
+        record.claim("ml100k_loo_ndcg10_sasrec", float(sasrec["ndcg_10"].mean()), "ndcg_10", bar=0.0894)
+        record.claim("ml100k_loo_diff_lower", compared["ndcg_10"].low, "ndcg_10", bar=-0.003)
+    if name == "beauty":
+        worse = compared["ndcg_10"].mean <= 0
+        record.claim("beauty_p_vs_sasrec", 1.0 if worse else compared["ndcg_10"].p, "p", bar=0.05, better="lower")
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _noted(
+    record: Record,
+    name: str,
+    gains: Sequence[Mapping[str, Values]],
+    settings: Sequence[Mapping[str, Any]],
+    config: RankerConfig,
+) -> dict[str, Values]:
+    """Means over seeds by user; the record gets their mean and interval, each seed's mean, and the settings."""
+    means = {metric: np.mean([one[metric] for one in gains], axis=0) for metric in gains[0]}
+    record.note(
+        name,
+        {
+            **{metric: round(float(values.mean()), 4) for metric, values in means.items()},
+            "intervals": {metric: _rounded(one) for metric, one in estimates(means).items()},
+            "by_seed": [{metric: round(float(values.mean()), 4) for metric, values in one.items()} for one in gains],
+            "settings": described(config),
+            "runs": list(settings),
+        },
+    )
+    return means
+
+
+def _rounded(found: Estimate | Difference) -> dict[str, float]:
+    return {name: round(float(value), 5) for name, value in asdict(found).items()}

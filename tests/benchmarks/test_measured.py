@@ -1,0 +1,25 @@
+from benchmarks.common import Record
+from benchmarks.rankers.measured import Cost, claim_cost
+
+
+def test_costs_are_the_most_of_all_parts_whenever_they_were_run():
+    """A part that is measured again counts as it is now; the others as they were."""
+    record, cost = Record(), Cost()
+    cost.minutes = 3.0
+    cost.note("lastfm-2k", record)
+    before = {
+        "cost of movielens-1m": {"minutes": 9.0, "peak_gb": 2.0},
+        "cost of lastfm-2k": {"minutes": 30.0, "peak_gb": 99.0},
+    }
+    claim_cost(record, before)
+    claims = {claim.name: claim.value for claim in record.claims}
+    assert claims["train_minutes_max"] == 9.0
+    assert claims["train_peak_gb"] < 99.0
+    assert cost.minutes == 0.0
+
+
+def test_where_nothing_was_trained_nothing_is_claimed():
+    """No claim of no cost."""
+    record = Record()
+    claim_cost(record, {"movielens-1m fusion": {"ndcg_20": 0.4}})
+    assert not record.claims
