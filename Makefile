@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format protos bench clean
+.PHONY: help setup demo example-movielens test test-long lint format protos bench clean
 
 help: ## List the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Make .venv and install the project with everything (once)
 
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 
 demo: setup ## Run everything end to end on a generated catalogue; writes demo/out/report.html
 	$(BIN)/triptych demo --out demo/out
+
+example-movielens: setup ## The same on real films, posters and ratings, in the folder that TRIPTYCH_DATA names
+	@$(BIN)/python -m examples.movielens_run --out examples/out/movielens $(EXAMPLE)
 
 test: setup ## Run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not long"
@@ -48,4 +51,4 @@ bench: setup ## Run the benchmarks but those of hours (store_sizing, ranking), s
 	$(BIN)/python -m benchmarks.readme
 
 clean: ## Remove what was built; .triptych (the data) stays
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo/out
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache demo/out examples/out
