@@ -29,6 +29,7 @@ from ranker.errors import TrainingSetError
 from ranker.leakage import check_only
 from ranker.protocols import Ints, Role, Roles
 from ranker.rating_prior import Values
+from ranker.torch_state import deterministic
 
 BUCKETS: Final = 12
 GAP_UNIT_SECONDS, GAP_BASE = 30.0, 4.0  # buckets end at 90 s, 8 min, 32 min, 2 h, 9 h, 1.5 d, 6 d, 23 d, 3 months ...
@@ -162,6 +163,7 @@ class ClickModel:
         return _predicted(self.network, rows)[1]
 
 
+@deterministic()
 def fit_click(
     train: ClickRows,
     validation: ClickRows,

@@ -5,14 +5,12 @@ met before t (of held-out items, where the protocol holds items out: `splits`). 
 `popularity` counts likes up to t, even those that a frozen model cannot know of, or by protocols that are not by time those of training.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from feature_store.history import history_as_of
@@ -24,6 +22,7 @@ from ranker.exposure import is_shown
 from ranker.popularity import Popularity
 from ranker.scorer import Context, Ranker, UserState
 from ranker.splits import HeldOut, held_out_of
+from ranker.torch_state import torch_threads
 
 Scorer = Callable[[str, int, list[str]], NDArray[np.floating[Any]]]
 SLICES: Final = ("all", "unseen_items", "seen_items")
@@ -133,20 +132,6 @@ def ranker_scorer(ts: TrainingSet, ranker: Ranker) -> Scorer:
         return ranker.score(state, tokens, rows, Context(t_us, asked_on.get((user, t_us), ""))).scores
 
     return score
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads for a while; 0 leaves them as they are.
-
-    On small matrices several threads mostly wait for each other, and on a busy machine they wait for long.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---- reports -----------------------------------------------------------------------------------------------------------

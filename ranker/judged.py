@@ -17,7 +17,7 @@ from ranker import metrics
 from ranker.bootstrap import Estimate, differences, estimates
 from ranker.data import Ints, TrainingSet
 from ranker.errors import TrainingSetError
-from ranker.evaluate import Scorer, Task, held_out_scorers, ranker_scorer, tasks, torch_threads
+from ranker.evaluate import Scorer, Task, held_out_scorers, ranker_scorer, tasks
 from ranker.full_ranking import Places
 from ranker.list_metrics import list_summary
 from ranker.protocols import STATED
@@ -25,6 +25,7 @@ from ranker.report import Attended, Attention, Curve, Gates, Peer, Report
 from ranker.scorer import Context, Ranker, UserState
 from ranker.slices import judge_slices, label_slices
 from ranker.splits import BY_TIME, HeldOut, held_out_of
+from ranker.torch_state import torch_threads
 
 K: Final = 10
 SHOWN_EVENTS: Final = 12

@@ -27,6 +27,7 @@ from ranker.run import Run, label_loss, start
 from ranker.scoring import Scoring
 from ranker.sequences import Histories
 from ranker.steps import align_loss, place_loss, set_loss
+from ranker.torch_state import deterministic
 
 MINIMUM_EXAMPLES = 20
 GRADIENT_NORM = 1.0
@@ -67,6 +68,7 @@ class Fitted:
     seconds: float
 
 
+@deterministic()
 def fit(
     ts: TrainingSet,
     split: Split,

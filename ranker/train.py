@@ -20,7 +20,7 @@ from ranker import checkpoint
 from ranker.config import RankerConfig
 from ranker.data import Split, TrainingSet, too_few
 from ranker.errors import ResumeError, TrainingSetError
-from ranker.evaluate import evaluate, torch_threads
+from ranker.evaluate import evaluate
 from ranker.fit import set_popularity
 from ranker.inputs import Vocabulary
 from ranker.leakage import check_training_set
@@ -30,6 +30,7 @@ from ranker.model import FusionRanker
 from ranker.resume import unfinished_epoch
 from ranker.scorer import Ranker
 from ranker.splits import BY_TIME, describe, plan_split
+from ranker.torch_state import torch_threads
 
 __all__ = [
     "Progress",

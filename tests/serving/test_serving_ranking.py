@@ -163,8 +163,8 @@ def test_a_profile_that_was_written_later_is_not_read(client, world):
     with contextlib.closing(connect(world.home)) as core:
         write_vectors(core, f"user_{text.space_id}", ["bea"], np.eye(1, text.dim, 1, np.float32), key="user_id")
     now, items = client.rank("bea", ITEMS[:10]), ITEMS[:10]
-    earlier = client.rank("bea", items, at=datetime.now(UTC) - timedelta(hours=1))
-    nobody = client.rank("nobody", items, at=datetime.now(UTC) - timedelta(hours=1))
+    then = datetime.now(UTC) - timedelta(hours=1)  # one instant: the time of day is among what scores depend on
+    earlier, nobody = (client.rank(user, items, at=then) for user in ("bea", "nobody"))
     assert "UNKNOWN_USER" not in reasons(now)
     assert "UNKNOWN_USER" in reasons(earlier)
     assert (earlier.item_ids, earlier.scores.tolist()) == (nobody.item_ids, nobody.scores.tolist())
