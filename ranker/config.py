@@ -10,6 +10,10 @@ from typing import Any, Final, Self
 from ranker.errors import RankerError
 
 KINDS: Final = ("fusion", "ease", "svd")
+HISTORIES: Final = ("order", "set")
+FUSIONS: Final = ("gate", "sum", "concat")
+PRIORS: Final = ("", "ease", "svd")
+PRECISIONS: Final = ("auto", "float32", "bfloat16")
 GROUPS_BESIDE_MODALITIES: Final = ("id", "other")
 
 
@@ -46,6 +50,8 @@ class RankerConfig:
         hidden_share: least and most of a set that is hidden in a step, and has to be found again.
         kl_weight: weight of the set reader's divergence from a standard normal; 0 makes it deterministic.
         learning_rate, gate_learning_rate: of the network, and of the few gates that weigh content similarity.
+        mean_keeps: what a running mean of the weights keeps of itself in a step; the mean is what is looked at and left at the end. 0: the
+            newest weights are.
         weight_decay: AdamW's, on matrices; `id_decay` on what is known of single ids.
         full_softmax: items up to which losses over histories compare with all of them; of more, a sample with logQ correction.
         tower_weight, rating_weight: weights of the retrieval loss and of the rating loss beside the ranking loss.
@@ -95,6 +101,7 @@ class RankerConfig:
     patience: int = 2
     learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-2
+    mean_keeps: float = 0.0
     weight_decay: float = 0.05
     id_decay: float = 1.0
     full_softmax: int = 50_000
@@ -107,6 +114,18 @@ class RankerConfig:
     negative_events: tuple[str, ...] = ("impression", "skip", "dislike", "hide")
     query_weight: float = 4.0
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises `RankerError` for settings under which nothing could be trained."""
+        for name, known in (("history", HISTORIES), ("fusion", FUSIONS), ("prior", PRIORS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise RankerError(f"{name} is {getattr(self, name)!r}: set it to one of {', '.join(map(repr, known))}")
+        if self.network and self.batch_users < 1 and (self.history == "set" or self.batch_size < 1):
+            raise RankerError(
+                f"no loss is left with history={self.history!r}, batch_size={self.batch_size} and batch_users={self.batch_users}: set batch_users"
+            )
+        if not 0 <= self.mean_keeps < 1:
+            raise RankerError(f"mean_keeps is {self.mean_keeps}: a running mean keeps a share from 0 up to, but not, 1")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as the manifest stores it."""
@@ -156,9 +175,8 @@ PRESETS: Final[Mapping[str, RankerConfig]] = {
 def preset(name: str) -> RankerConfig:
     """The settings called `name`.
 
-    `tiny` learns from single labels, tells kinds of content apart, and attends to single events: for catalogues of hundreds of items, and for
-    reasons by history item. `small` and `base` learn the next item at all places of histories and mix in the prior: better and faster where there
-    are thousands of labels, without attention to single events.
+    `tiny` learns from single labels, tells kinds of content apart, and attends to single events: for catalogues of hundreds of items. `small` and `base` learn the next item at all places of histories and mix in the prior: better and faster where there
+    are thousands of labels, without attention to single events: reasons by history item come from the prior.
     """
     if name not in PRESETS:
         raise RankerError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")

@@ -220,19 +220,20 @@ def _gates(category: str, weights: NDArray[np.float32], names: tuple[str, ...]) 
 
 
 def attention_of(ranker: Ranker, ts: TrainingSet, todo: list[Task]) -> Attention | None:
-    """What the best candidate of the task with the longest history attends to; None where the model attends to nothing."""
-    if not ranker.model.config.attention or not todo:
+    """What of the longest history the best candidate's score is due to; None where the model gives no such reasons."""
+    if not (ranker.model.config.attention or ranker.model.prior.neighbours) or not todo:
         return None
     task = max(todo, key=lambda one: len(history_as_of(ts.events[one.user], one.t_us)))
     tokens = ranker.item_tokens(ts.items.batch(np.arange(len(ts.items))))
     history = history_as_of(ts.events[task.user], task.t_us)
     row_of = {ts.items.names[item]: row for row, item in enumerate(ts.items.item_R.tolist())}
     state = UserState(history, ranker.history_tokens(history, tokens, row_of), ts.profile(task.user, task.t_us))
-    scored = ranker.score(state, tokens, task.rows, Context(task.t_us))
-    best = int(np.argmax(scored.scores))
+    context = Context(task.t_us)
+    best = task.rows[[int(np.argmax(ranker.score(state, tokens, task.rows, context).scores))]]
+    by = "attention" if ranker.model.config.attention else "prior"
+    [weights] = ranker.influences(state, tokens, best, context)
     newest = range(max(0, len(history) - SHOWN_EVENTS), len(history))
     events = tuple(
-        Attended(history.item_ids[at], float(scored.attention[best, at]), "", _date(int(history.timestamps_us[at])))
-        for at in newest
+        Attended(history.item_ids[at], float(weights[at]), "", _date(int(history.timestamps_us[at]))) for at in newest
     )
-    return Attention(task.user, ts.items.names[ts.items.item_R[task.rows[best]]], events)
+    return Attention(task.user, ts.items.names[ts.items.item_R[best[0]]], events, by=by)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from ranker.config import RankerConfig
 from ranker.data import Ints, Labels, Split, TrainingSet
@@ -209,13 +210,16 @@ def _epochs(run: Run, material: _Material, fixed: int | None, told: _Told) -> tu
         losses = []
         for labels, users in material.batches(config, run.rng):
             losses.append(_step(run, material, labels, users, state.optimizer))
-            state.schedule.step()
+            state.stepped()
             told.step(state, epoch, losses[-1], started)
         if material.validation is None or (epoch % config.look_epochs and epoch < config.max_epochs):
             continue
-        state.look(Look(epoch, float(np.mean(losses)), material.validation.ndcg()), time.perf_counter() - started)
+        with state.averaged():
+            look = Look(epoch, float(np.mean(losses)), material.validation.ndcg())
+            state.look(look, time.perf_counter() - started)
         told.look(state)
     if fixed:
+        state.settle()
         return fixed, state.looks
     run.model.load_state_dict(state.best_weights)
     return state.best.epoch, state.looks
@@ -228,7 +232,13 @@ def _begin(run: Run, steps: int) -> State:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps, pct_start=warm_up
     )
-    return State(run.model, optimizer, schedule, run.rng)
+    keep = run.config.mean_keeps
+
+    def kept(mean: Tensor, newest: Tensor, _: int | Tensor) -> Tensor:
+        return torch.where(newest.isfinite(), mean.lerp(newest, 1.0 - keep), newest)  # a gate that is shut is -inf
+
+    mean = AveragedModel(run.model, avg_fn=kept) if keep else None
+    return State(run.model, optimizer, schedule, run.rng, mean)
 
 
 def _optimizer(model: FusionRanker, config: RankerConfig) -> torch.optim.Optimizer:

@@ -82,6 +82,17 @@ class Prior(nn.Module):
         found_BI = empty_BI.scatter_add(1, self.neighbour_IK[history.index_BL].long().flatten(1), told_BLK.flatten(1))
         return torch.cat([torch.zeros(len(found_BI), 1), found_BI[:, 1:]], dim=1)
 
+    def by_event(self, history: History, index_C: Tensor) -> Tensor:
+        """What each event adds to the scores of some items [B, C, L], without `scale`: over events it sums to `raw`."""
+        unique_U, which_C = torch.unique(index_C, return_inverse=True)
+        column_I = torch.full((len(self.weight_IK),), len(unique_U))
+        column_I[unique_U] = torch.arange(len(unique_U))
+        told_BLK = self.event_weights(history)[..., None] * self.weight_IK[history.index_BL]
+        column_BLK = column_I[self.neighbour_IK[history.index_BL].long()]
+        empty_BLU = torch.zeros(*told_BLK.shape[:2], len(unique_U) + 1)
+        found_BLC = empty_BLU.scatter_add(2, column_BLK, told_BLK)[..., which_C] * (index_C > 0)
+        return found_BLC.transpose(1, 2)
+
     def user(self, history: History) -> Tensor:
         """The user side [B, R] of what `item_IR` times `scale` is the item side of."""
         return (self.event_weights(history)[..., None] * self.user_IR[history.index_BL]).sum(1)

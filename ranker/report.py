@@ -71,7 +71,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class Attended:
-    """An event of a user's history, and the weight that the candidate's target attention gives to it."""
+    """An event of a user's history, and how much of the candidate's score is due to it."""
 
     item_id: str
     weight: float
@@ -81,12 +81,13 @@ class Attended:
 
 @dataclass(frozen=True)
 class Attention:
-    """Target attention of one candidate over one user's history, oldest event first."""
+    """What of one user's history one candidate's score is due to, oldest event first: `by` its attention, or the neighbours of its prior."""
 
     user_id: str
     candidate_id: str
     history: tuple[Attended, ...]
     title: str = ""
+    by: str = "attention"
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def _sections(report: Report) -> Iterator[str]:
     if report.gates:
         yield _section("Modality gates by category", _gates(report.gates))
     if report.attention:
-        yield _section("Attention over one user's history", _attention(report.attention))
+        what = "Attention" if report.attention.by == "attention" else "Neighbours in the prior"
+        yield _section(f"{what} over one user's history", _attention(report.attention))
 
 
 def metric_words(name: str) -> str:
@@ -223,7 +224,7 @@ def _gates(gates: Sequence[Gates]) -> str:
 def _attention(attention: Attention) -> str:
     top = max((one.weight for one in attention.history), default=1.0) or 1.0
     candidate = f"{attention.candidate_id} {attention.title}".strip()
-    lead = f"<p>What {escape(attention.user_id)} did, newest first, and how much of it the score of {escape(candidate)} looks at.</p>"
+    lead = f"<p>What {escape(attention.user_id)} did, newest first, and how much of the score of {escape(candidate)} is due to each event.</p>"
     rows = (
         _tr(
             [

@@ -7,7 +7,8 @@ training that never stopped. Tensors are safetensors, the rest is JSON in their 
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from feature_store.files import write_whole
 from ranker.config import RankerConfig
@@ -23,7 +25,7 @@ from ranker.errors import ResumeError
 from ranker.model import FusionRanker
 
 FORMAT: Final = 1
-_MODEL, _BEST, _OPTIMIZER, _RANDOM = "model.", "best.", "optimizer.", "random."
+_MODEL, _MEAN, _BEST, _OPTIMIZER, _RANDOM = "model.", "mean.", "best.", "optimizer.", "random."
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,16 @@ class Look:
 
 @dataclass
 class State:
-    """A training between two epochs: what changes in it, the best of its looks (epoch 0: none yet) and the weights at that look."""
+    """A training between two epochs: what changes in it, the best of its looks (epoch 0: none yet) and the weights at that look.
+
+    Where there is a running `mean` of the weights, looks and what is left at the end have that.
+    """
 
     model: FusionRanker
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.OneCycleLR
     rng: np.random.Generator
+    mean: AveragedModel | None = None
     looks: list[Look] = field(default_factory=list)
     best: Look = field(default_factory=lambda: Look(0, float("nan"), -1.0))
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -55,6 +61,25 @@ class State:
     def epoch(self) -> int:
         """The epoch of the last look."""
         return self.looks[-1].epoch if self.looks else 0
+
+    def stepped(self) -> None:
+        """Take in a step of the optimizer."""
+        self.schedule.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.model)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the mean of its weights for a while."""
+        newest = copy.deepcopy(self.model.state_dict())
+        self.settle()
+        yield
+        self.model.load_state_dict(newest)
+
+    def settle(self) -> None:
+        """Give the model the mean of its weights, where there is one."""
+        if self.mean is not None:
+            self.model.load_state_dict(self.mean.module.state_dict())
 
     def look(self, look: Look, seconds: float) -> None:
         """Take in a look after so many seconds of training."""
@@ -97,6 +122,8 @@ class Unfinished:
         tensors, plain = _read(self.path)
         self._check(plain["given"])
         state.model.load_state_dict(_part(tensors, _MODEL))
+        if state.mean is not None:
+            state.mean.load_state_dict(_part(tensors, _MEAN))
         state.optimizer.load_state_dict({"state": _by_parameter(tensors), "param_groups": plain["param_groups"]})
         state.schedule.load_state_dict(plain["schedule"])
         state.rng.bit_generator.state = plain["rng"]
@@ -185,8 +212,10 @@ def _digest(*parts: "Iterable[str] | np.ndarray[Any, Any]") -> str:
 
 
 def _tensors(state: State) -> Iterable[tuple[str, Tensor]]:
-    """Everything that is a tensor, by its name in the file. The two sets of weights are copies: no tensor comes twice."""
+    """Everything that is a tensor, by its name in the file. The sets of weights are copies: no tensor comes twice."""
     yield from ((_MODEL + name, value) for name, value in state.model.state_dict().items())
+    if state.mean is not None:
+        yield from ((_MEAN + name, value) for name, value in state.mean.state_dict().items())
     yield from ((_BEST + name, value) for name, value in state.best_weights.items())
     for number, values in state.optimizer.state_dict()["state"].items():
         yield from ((f"{_OPTIMIZER}{number}.{name}", value) for name, value in values.items())

@@ -176,6 +176,26 @@ class Ranker:
         return Scores(scored.score_BC[0].cpu().numpy(), attention)
 
     @torch.no_grad()
+    def influences(
+        self, user: UserState | EncodedUser, tokens: ItemTokens, rows: Rows, context: Context
+    ) -> NDArray[np.float32]:
+        """How much of each score is due to which event of the history, float32 [n, h] of at least 0; a row sums to at most 1.
+
+        Attention weights; where the model attends to nothing, each event's share of what the prior's neighbours add to the score (0 where there
+        is no prior, or it has nothing in favour).
+        """
+        if self.model.config.attention:
+            return self.score(user, tokens, rows, context).attention
+        encoded = self._encoded(user, context)
+        found = np.zeros((len(rows), encoded.length), np.float32)
+        if self.model.prior.neighbours and len(encoded.positions):
+            index = tokens.items.index_N[tensor_of(np.asarray(rows, np.int64))]
+            told = (self.model.prior.scale * self.model.prior.by_event(encoded.user.history, index)[0]).clamp_min(0.0)
+            total = told.sum(1, keepdim=True)
+            found[:, encoded.positions] = torch.where(total > 0, told / total, 0.0).cpu().numpy()
+        return found
+
+    @torch.no_grad()
     def ratings(
         self, user: UserState | EncodedUser, tokens: ItemTokens, rows: Rows, context: Context
     ) -> NDArray[np.float32]:

@@ -105,15 +105,16 @@ def rank(
     base = 0.0
     if explain:
         shares = model.ranker.shares(reader.encoded, candidates.tokens, best, context)
-        influences = [_influences(reader.history_ids, scored.attention[row]) for row in best]
+        weights = model.ranker.influences(reader.encoded, candidates.tokens, best, context)
+        influences = [_influences(reader.history_ids, row) for row in weights]
         base = model.ranker.base_score(reader.encoded, context)
     return Ranked(best, scored.scores[best], shares, influences, base)
 
 
-def _influences(history_ids: Sequence[str], attention: NDArray[np.float32]) -> list[tuple[str, float]]:
-    """The items that got most attention, most first; an item met several times counts once, with all of it."""
+def _influences(history_ids: Sequence[str], weights: NDArray[np.float32]) -> list[tuple[str, float]]:
+    """The items that weigh most, most first; an item met several times counts once, with all of it."""
     total: dict[str, float] = {}
-    for item_id, weight in zip(history_ids, attention.tolist(), strict=True):
+    for item_id, weight in zip(history_ids, weights.tolist(), strict=True):
         total[item_id] = total.get(item_id, 0.0) + weight
     top = sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))[:INFLUENCES]
     return [(item_id, weight) for item_id, weight in top if weight > 0]

@@ -43,7 +43,7 @@ class Ranking:
         scores: float32 [n].
         shares: float32 [n, len(share_groups)], exact Shapley values of each group's part in the score; they sum to the score
             minus `base_score`, which is that of an item of which nothing is known.
-        influences: per result, the (history item, attention) that mattered most.
+        influences: per result, the (history item, weight) that mattered most.
         timings_ms: the server's milliseconds by stage.
     """
 

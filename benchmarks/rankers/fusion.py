@@ -42,6 +42,7 @@ PLAIN: Final = RankerConfig(
     weight_decay=0.0,
     id_decay=0.0,
     batch_size=0,
+    batch_users=64,
     threads=0,
     max_candidates=1_000_000,
 )

@@ -1,11 +1,16 @@
 """Feast in the test's own process: imported once, its own warnings kept out of ours."""
 
+import contextlib
 import warnings
+from pathlib import Path
 
 import pytest
 from standalone import standalone_server
 
 from feature_store.connection import connect
+
+HERE = Path(__file__).parent
+SERVERS = contextlib.ExitStack()  # standalone servers that run
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +40,14 @@ def feast_core(feast_home, core):
 
 @pytest.fixture(scope="session")
 def standalone_uri(tmp_path_factory):
-    """Address of a Milvus standalone server that lives as long as the test run; skipped where its package is not installed."""
+    """Address of a Milvus standalone server that lives as long as the tests of this folder; skipped where its package is not installed."""
     # Reads of one's own writes wait for Milvus's clock to tick, in milliseconds: tests have many.
-    with standalone_server(tmp_path_factory.mktemp("standalone"), **{"proxy.timeTickInterval": 20}) as uri:
-        yield uri
+    server = standalone_server(tmp_path_factory.mktemp("standalone"), **{"proxy.timeTickInterval": 20})
+    return SERVERS.enter_context(server)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """Stop the server with this folder's last test: idle, it takes half a core from all tests that come after."""
+    if item is next(one for one in reversed(item.session.items) if HERE in one.path.parents):
+        SERVERS.close()

@@ -116,6 +116,18 @@ def test_every_fusion_trains(rng, fusion):
     assert (model.encoder.concat is not None) == (fusion == "concat")
 
 
+def test_the_mean_of_the_weights_is_what_is_looked_at_and_stays(rng):
+    """It learns as well; after a fixed number of epochs it is what the looks at that epoch saw, and not the newest weights."""
+    ts, split = ordered(rng)
+    config = replace(SMALL, mean_keeps=0.9)
+    fitted = fit(ts, split, config, 0)
+    assert max(look.ndcg for look in fitted.looks) > 0.35
+    assert Scoring.of(fitted.run, split.validation).ndcg() == pytest.approx(max(look.ndcg for look in fitted.looks))
+    again, newest = (fit(ts, split, one, 0, epochs=fitted.epochs).model.state_dict() for one in (config, SMALL))
+    assert all(torch.equal(value, again[name]) for name, value in fitted.model.state_dict().items())
+    assert not torch.equal(again["encoder.ids.weight"], newest["encoder.ids.weight"])
+
+
 def test_validation_takes_users_evenly(rng):
     """Not the first ones by name; all of a user's labels or none."""
     _, split = ordered(rng, users=100)

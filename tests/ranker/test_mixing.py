@@ -24,9 +24,9 @@ def _few_settings(monkeypatch):
 
 @pytest.mark.parametrize(("make", "config"), [(ordered, SMALL), (unordered, SET)])
 def test_the_mixture_is_what_was_chosen_and_no_worse_on_validation(rng, make, config):
-    """A barely trained network gains by the prior, and the model that is scored has it in it."""
+    """A network that has hardly learned gains by the prior, and the model that is scored has it in it."""
     ts, split = make(rng)
-    fitted = fit(ts, split, replace(config, max_epochs=1), 0)
+    fitted = fit(ts, split, replace(config, max_epochs=1, learning_rate=1e-5), 0)
     scoring = Scoring.of(fitted.run, split.validation)
     before = scoring.ndcg()
     mix = mix_prior(fitted)
@@ -50,6 +50,24 @@ def test_a_history_says_the_same_one_user_at_a_time_and_all_at_once(rng):
         history = scoring.examples.history(at, run.model.items(run.inputs), np.arange(60))
         one = prior(history)[:, 1:].numpy()
     assert np.allclose(one, 2.0 * (scoring.events(0.3) @ weights), atol=1e-4)
+
+
+def test_what_each_event_adds_sums_to_the_score(rng):
+    """Also for an item asked for twice; an unknown one gets nothing from any event."""
+    ts, split = ordered(rng, users=40)
+    fitted = fit(ts, split, replace(SMALL, max_epochs=1), 0)
+    weights = rng.normal(size=(60, 60)).astype(np.float32)
+    prior = Prior.of(weights, np.arange(1, 61), 60, 9)
+    prior.decay.fill_(0.3)
+    scoring = Scoring.of(fitted.run, split.validation)
+    asked = torch.tensor([7, 0, 60, 7])
+    with torch.no_grad():
+        items = fitted.model.items(fitted.run.inputs)
+        history = scoring.examples.history(np.arange(len(scoring)), items, np.arange(60))
+        by_event, whole = prior.by_event(history, asked), prior.raw(history)[:, asked]
+    assert by_event.shape == (len(scoring), 4, history.mask_BL.shape[1])
+    torch.testing.assert_close(by_event.sum(2), whole, atol=1e-5, rtol=0)
+    assert (by_event[:, 1] == 0).all()
 
 
 def test_the_strongest_neighbours_stay(rng):

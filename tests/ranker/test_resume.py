@@ -33,7 +33,7 @@ def stopped(ts, split, config, path, epoch=3, seed=5):
     return path
 
 
-@pytest.mark.parametrize("config", [BOTH, replace(BOTH, look_epochs=2, max_epochs=6)])
+@pytest.mark.parametrize("config", [BOTH, replace(BOTH, look_epochs=2, max_epochs=6), replace(BOTH, mean_keeps=0.9)])
 def test_a_resumed_training_ends_with_the_same_weights(rng, tmp_path, config):
     """Bit for bit, with the same looks and the same best epoch, however often it was stopped."""
     ts, split = ordered(rng, users=40)

@@ -7,8 +7,9 @@ import pytest
 from feature_store.history import Events
 from ranker.config import RankerConfig, preset
 from ranker.errors import RankerError
+from ranker.prior import Prior
 from ranker.scorer import Context, ItemBatch, ItemTokens, Ranker, UserState
-from tests.ranker.factories import example_spaces, random_items, tiny_checkpoint
+from tests.ranker.factories import TINY, example_spaces, random_items, tiny_checkpoint
 
 NOW = Context(1_700_000_000_000_000)
 IDS = [f"item{i}" for i in range(20)] + ["stranger1", "stranger2"]
@@ -111,6 +112,23 @@ def test_a_missing_modality_is_masked_whatever_its_row_holds(ranker):
     three = ranker.item_tokens(replace(batch, vectors=left_out))
     assert (one.items.token_ND == two.items.token_ND).all()
     assert (one.items.token_ND[1] == three.items.token_ND[1]).all()
+
+
+def test_without_attention_the_prior_says_which_events_a_score_is_due_to(tmp_path, tokens, user):
+    """Shares of what neighbours add, the rest is 0: also for what speaks against it, for an item without neighbours, and without a prior."""
+    plain = Ranker.load(tiny_checkpoint(tmp_path, config=replace(TINY, attention=False)))
+    assert (plain.influences(user, tokens, [0, 2], NOW) == 0).all()
+    weights = np.zeros((20, 20), np.float32)
+    weights[1, 0], weights[4, 0], weights[9, 0] = 3.0, 1.0, -2.0
+    plain.model.prior = Prior.of(weights, np.arange(1, 21), 20, 5)
+    plain.model.prior.scale.fill_(0.5)
+    assert np.allclose(plain.influences(user, tokens, [0, 2, 21], NOW), [[0.75, 0, 0.25, 0], [0] * 4, [0] * 4])
+    assert plain.influences(state_of(plain, tokens, []), tokens, [0], NOW).shape == (1, 0)
+
+
+def test_attention_says_it_where_the_model_has_any(ranker, tokens, user):
+    """As the scores have it."""
+    assert (ranker.influences(user, tokens, [3, 5], NOW) == ranker.score(user, tokens, [3, 5], NOW).attention).all()
 
 
 def test_wrong_dims_are_an_error(ranker):

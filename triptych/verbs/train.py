@@ -30,7 +30,7 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            help="tiny (hundreds of items; reasons by history item), small (thousands of labels: better and faster) or base (wider)."
+            help="tiny (hundreds of items; attends to single events), small (thousands of labels: better and faster) or base (wider)."
         ),
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same model.")] = 0,

@@ -152,7 +152,7 @@ Global___RankRequest: _TypeAlias = RankRequest  # noqa: Y015
 
 @_typing.final
 class Influences(_message.Message):
-    """The history items to which one result's score attended most."""
+    """The history items that one result's score is due to most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -164,7 +164,9 @@ class Influences(_message.Message):
 
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Attention weights, as many as item_ids; those of the whole history sum to at most 1."""
+        """As many as item_ids; those of the whole history sum to at most 1. Weights of target attention; of a model without, each item's
+        share of what similar items of the history add to the score.
+        """
 
     def __init__(
         self,
