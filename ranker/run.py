@@ -162,11 +162,15 @@ def _choice_loss(score_BC: Tensor, candidates: Candidates, weight_B: NDArray[np.
 def weighed_choice(
     score_BC: Tensor, target_B: Tensor, weight_B: NDArray[np.float32] | None, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy of the choices, each weighed (`exposure.weights`)."""
-    if weight_B is None:
-        return F.cross_entropy(score_BC, target_B, label_smoothing=smoothing)
-    loss_B = F.cross_entropy(score_BC, target_B, label_smoothing=smoothing, reduction="none")
-    return (loss_B * tensor_of(weight_B)).mean()
+    """Mean cross-entropy of the choices, each weighed (`exposure.weights`); smoothing is over what may be chosen, not over what is masked."""
+    allowed_BC = score_BC > MASKED / 2
+    if smoothing and not allowed_BC.all():
+        log_chance_BC = score_BC.log_softmax(1).masked_fill(~allowed_BC, 0.0)
+        even_B = log_chance_BC.sum(1) / allowed_BC.sum(1)
+        loss_B = (1.0 - smoothing) * F.cross_entropy(score_BC, target_B, reduction="none") - smoothing * even_B
+    else:
+        loss_B = F.cross_entropy(score_BC, target_B, label_smoothing=smoothing, reduction="none")
+    return (loss_B if weight_B is None else loss_B * tensor_of(weight_B)).mean()
 
 
 def _rating_loss(

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from feature_store.history import history_as_of
 from ranker.fit import build_model, build_vocabulary
 from ranker.model import MASKED
-from ranker.run import start
+from ranker.run import start, weighed_choice
 from ranker.sequences import Histories
 from ranker.steps import Sample, _both, align_loss, bag, choose_rows, corrected, place_loss
 from tests.ranker.sets import SMALL, ordered
@@ -19,6 +19,20 @@ def run_of(ts, split, config=SMALL):
     vocabulary = build_vocabulary(ts, split)
     model = build_model(ts, split, config, vocabulary)
     return start(ts, split, model, vocabulary, 0)
+
+
+def test_smoothing_is_over_what_may_be_chosen(rng):
+    """Masked candidates change nothing: the loss and its gradient are those without their columns."""
+    scores = torch.from_numpy(rng.normal(size=(3, 6)).astype(np.float32))
+    target, weight = torch.tensor([0, 2, 1]), np.asarray([1.0, 0.5, 2.0], np.float32)
+    for weights in (None, weight):
+        whole, few = (values.clone().requires_grad_() for values in (scores, scores[:, :4]))
+        masked = whole.masked_fill(torch.arange(6) >= 4, MASKED)
+        losses = weighed_choice(masked, target, weights, 0.1), weighed_choice(few, target, weights, 0.1)
+        torch.testing.assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+        torch.testing.assert_close(whole.grad[:, :4], few.grad)
 
 
 def test_each_place_has_read_what_lies_strictly_before_its_label(rng):
