@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 from ranker.errors import RankerError
 
 MAX_EASE_ITEMS: Final = 20_000  # the weights are items x items: 3.2 GB in float64 while they are fitted
+BLOCK: Final = 1_024
 Floats = NDArray[np.float32]
 Fit = Callable[[scipy.sparse.csr_matrix], Floats]
 
@@ -68,8 +69,8 @@ def fit_ease(
     if content is not None and config.content:
         gram += config.content * cosines(content)
     gram[np.diag_indices(items)] += penalty
-    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
-    weights = np.asarray(inverse / -inverse.diagonal(), np.float32)
+    weights = _inverse(gram)
+    weights /= -weights.diagonal()
     np.fill_diagonal(weights, 0.0)
     return weights
 
@@ -88,6 +89,21 @@ def _gram(histories: scipy.sparse.csr_matrix, user_power: float) -> NDArray[np.f
     weights = counts**-user_power
     weighted = scipy.sparse.diags(weights / weights.mean()) @ histories
     return np.asarray((weighted.T @ histories).todense())
+
+
+def _inverse(gram: NDArray[np.float64]) -> Floats:
+    """Inverse [I, I] of a positive definite matrix, which is overwritten: by its Cholesky factor, in a third of the time of `inv`, without copies."""
+    columns = gram if gram.flags.f_contiguous else gram.T  # else lapack makes a copy
+    lower, failed = lapack.dpotrf(columns, lower=1, overwrite_a=1, clean=0)
+    if failed:
+        raise RankerError(f"the regression's matrix is not positive definite (at item {failed}): raise l2")
+    lower, _ = lapack.dpotri(lower, lower=1, overwrite_c=1)
+    inverse = np.asarray(lower.T, np.float32)  # its upper triangle
+    for first in range(0, len(inverse), BLOCK):
+        block = slice(first, first + BLOCK)
+        inverse[first + BLOCK :, block] = inverse[block, first + BLOCK :].T
+        inverse[block, block] = np.triu(inverse[block, block]) + np.triu(inverse[block, block], 1).T
+    return inverse
 
 
 def cosines(content: Floats) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ Where a protocol lets the final model learn from validation too (every method al
 chose, with the prior's settings as chosen.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -14,6 +13,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.rankers.clock import worked_seconds
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.sets import Interactions, Matrix
 from benchmarks.rankers.training_sets import Content, leave_one_out, of_sequences, of_sets, set_split
@@ -104,12 +104,12 @@ def choose(
     """The settings with the best NDCG on validation once the prior is mixed in (where it shall be), and the model that they gave."""
     tried = []
     for config in configs:
-        started = time.monotonic()
+        started = worked_seconds()
         fitted = _fit(ts, split, config, seed, tell)
         alone = max(look.ndcg for look in fitted.looks)
         mix = mix_prior(fitted, tell) if mixed else None
         value = mix.mixed if mix else alone
-        tried.append(Trained(fitted, mix, value, (time.monotonic() - started) / 60))
+        tried.append(Trained(fitted, mix, value, (worked_seconds() - started) / 60))
     at = int(np.argmax([one.validation for one in tried]))
     return configs[at], tried[at]
 
@@ -151,14 +151,14 @@ def train_set(
     mixed: bool = True,
 ) -> tuple[RankerConfig, Trained, Labels]:
     """Choose on validation, and train again on all of training where that is more; the test's labels come with it."""
-    started, names = time.monotonic(), names_of(split)
+    started, names = worked_seconds(), names_of(split)
     ts, (validation, test) = of_sets(names, content, tags, split.fitted, [split.validation, split.test])
     config, chosen = choose(ts, set_split(ts, validation, test), configs, seed, tell, mixed=mixed)
     if split.train is split.fitted:
         return config, chosen, test
     ts, (test,) = of_sets(names, content, tags, split.train, [split.test])
     fitted = _fit_again(ts, test, config, seed, tell, chosen)
-    return config, replace(chosen, fitted=fitted, minutes=(time.monotonic() - started) / 60), test
+    return config, replace(chosen, fitted=fitted, minutes=(worked_seconds() - started) / 60), test
 
 
 def _fit_again(ts: TrainingSet, test: Labels, config: RankerConfig, seed: int, tell: Tell, chosen: Trained) -> Fitted:
@@ -198,7 +198,7 @@ def train_cold(
     tell: Tell,
 ) -> tuple[Trained, Labels]:
     """Epochs and the prior by a sixth of the warm items, held out in turn; then trained on all warm items."""
-    started, items = time.monotonic(), everything.shape[1]
+    started, items = worked_seconds(), everything.shape[1]
     names = [str(item) for item in range(items)]
     warm = np.setdiff1d(np.arange(items), held)
     chosen_from = np.sort(np.random.default_rng(seed).choice(warm, len(warm) // 6, replace=False))
@@ -208,7 +208,7 @@ def train_cold(
     _, chosen = choose(ts, replace(set_split(ts, validation, test), candidates=chosen_from), [config], seed, tell)
     ts, (test,) = of_sets(names, content, tags, parts[3], [parts[2]])
     fitted = _fit_again(ts, test, config, seed, tell, chosen)
-    return replace(chosen, fitted=fitted, minutes=(time.monotonic() - started) / 60), test
+    return replace(chosen, fitted=fitted, minutes=(worked_seconds() - started) / 60), test
 
 
 def check_cold(train: Matrix, validation: Matrix, test: Matrix) -> None:

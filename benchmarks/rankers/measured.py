@@ -3,9 +3,11 @@
 Settings are chosen with the first seed, on validation; the other seeds reuse them. Intervals are over users, of the mean of all seeds.
 """
 
-import resource
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +36,7 @@ from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.serving import drops, retrieval
 from benchmarks.rankers.sets import Interactions, cold_items
 from benchmarks.rankers.training_sets import Content
+from benchmarks.store.usage import memory
 from ranker import full_ranking
 from ranker.bootstrap import Difference, Estimate, differences, estimates
 from ranker.config import RankerConfig
@@ -70,21 +73,28 @@ COST: Final = "cost of"
 
 
 class Cost:
-    """The longest training of one seed, and the most memory that this process has held, of the part that is being measured."""
+    """The longest training of one seed, and the most memory that this process held in one, of the part that is being measured."""
 
     def __init__(self) -> None:
-        self.minutes = 0.0
+        self.minutes = self.peak_gb = 0.0
 
     def add(self, trained: Trained) -> None:
-        """Remember one seed's training."""
+        """Remember how long one seed's training took."""
         self.minutes = max(self.minutes, trained.minutes)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Remember the memory of a training within; what peers held before does not count."""
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        yield
+        self.peak_gb = max(self.peak_gb, memory("VmHWM") / 1024**3)
 
     def note(self, name: str, record: Record) -> None:
         """Say what the part cost, and begin anew."""
         if self.minutes:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-            record.note(f"{COST} {name}", {"minutes": round(self.minutes, 2), "peak_gb": round(peak, 2)})
-        self.minutes = 0.0
+            record.note(f"{COST} {name}", {"minutes": round(self.minutes, 2), "peak_gb": round(self.peak_gb, 2)})
+        self.minutes = self.peak_gb = 0.0
 
 
 def claim_cost(record: Record, before: Mapping[str, Any]) -> None:
@@ -149,7 +159,8 @@ def _set_seeds(
     settings = []
     for seed in session.seeds:
         say = session.say(split.name, known.what, f"seed {seed}")
-        config, trained, test = train_set(split, known.content, known.tags, configs, seed, say)
+        with session.cost.watched():
+            config, trained, test = train_set(split, known.content, known.tags, configs, seed, say)
         configs = (config,)
         found = places_of_sets(trained, test)
         gains.append({"recall_20": full_ranking.recall(found, K), "ndcg_20": full_ranking.ndcg(found, K)})
@@ -181,7 +192,8 @@ def _cold_seeds(split: Interactions, known: Known, session: Session) -> dict[str
     for seed in session.seeds:
         everything, _, held = cold_items(split, seed)
         say = session.say(split.name, "cold", known.what, f"seed {seed}")
-        trained, test = train_cold(everything, held, known.content, known.tags, COLD, seed, say)
+        with session.cost.watched():
+            trained, test = train_cold(everything, held, known.content, known.tags, COLD, seed, say)
         found = places_of_sets(trained, test, held)
         recall, ndcg = full_ranking.recall(found, K), full_ranking.ndcg(found, K)
         metrics.append({"recall_20": recall.mean(), "ndcg_20": ndcg.mean(), "gauc": full_ranking.gauc(found)})
@@ -206,7 +218,8 @@ def measure_fused_next(
     gains, settings, retrieved = [], [], []
     for seed in session.seeds:
         say = session.say(name, known.what, f"seed {seed}")
-        config, trained = train_next(split, known.content, known.tags, configs, seed, say)
+        with session.cost.watched():
+            config, trained = train_next(split, known.content, known.tags, configs, seed, say)
         configs = (config,)
         gains.append(dict(gains_of_next(trained)))
         settings.append(trained.settings)

@@ -8,7 +8,6 @@ validation, and its best state then scores the test with validation's event as t
 # ruff: noqa: N803, N806
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.rankers.clock import worked_seconds
 from benchmarks.rankers.sequences import LeaveOneOut
 from ranker.full_ranking import ndcg, places
 
@@ -88,18 +88,18 @@ class Fitted:
 def fit_sasrec(
     split: LeaveOneOut, config: SasrecConfig, seed: int, seconds: float, tell: Callable[[str], None] = lambda _: None
 ) -> Fitted:
-    """Train until validation no longer improves, or until the time is up."""
+    """Train until validation no longer improves, or until the time is up (`seconds` on as many cores as torch has threads)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     histories = _histories(split, split.train)
     model = Sasrec(len(split.sequences.item_names), config)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=0.0)
     relevant, met = split.relevant(split.validation), split.met_before(split.validation)
-    best, looks, started = Fitted(np.empty(0, np.float32), np.empty(0, np.float32), -1.0, 0, 0.0), 0, time.monotonic()
+    best, looks, started = Fitted(np.empty(0, np.float32), np.empty(0, np.float32), -1.0, 0, 0.0), 0, worked_seconds()
     state = model.state_dict()
     for epoch in range(1, config.max_epochs + 1):
         _epoch(model, optimizer, histories, rng)
-        is_last = epoch == config.max_epochs or time.monotonic() - started > seconds
+        is_last = epoch == config.max_epochs or worked_seconds() - started > seconds
         if epoch % config.look_epochs and not is_last:
             continue
         scores = score(model, histories)
@@ -107,13 +107,13 @@ def fit_sasrec(
         tell(f"epoch {epoch}: NDCG@{K} {value:.4f}")
         looks = 0 if value > best.ndcg else looks + 1
         if value > best.ndcg:
-            best = Fitted(scores, best.test, value, epoch, time.monotonic() - started)
+            best = Fitted(scores, best.test, value, epoch, worked_seconds() - started)
             state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if is_last or looks >= config.patience:
             break
     model.load_state_dict(state)
     longer = _histories(split, split.sequences.from_last >= 1)
-    return Fitted(best.validation, score(model, longer), best.ndcg, best.epochs, time.monotonic() - started)
+    return Fitted(best.validation, score(model, longer), best.ndcg, best.epochs, worked_seconds() - started)
 
 
 def _histories(split: LeaveOneOut, events: NDArray[np.bool_]) -> list[NDArray[np.int64]]:

@@ -1,5 +1,8 @@
+import numpy as np
+
 from benchmarks.common import Record
 from benchmarks.rankers.measured import Cost, claim_cost
+from benchmarks.store.usage import memory
 
 
 def test_costs_are_the_most_of_all_parts_whenever_they_were_run():
@@ -16,6 +19,21 @@ def test_costs_are_the_most_of_all_parts_whenever_they_were_run():
     assert claims["train_minutes_max"] == 9.0
     assert claims["train_peak_gb"] < 99.0
     assert cost.minutes == 0.0
+
+
+def test_memory_counts_while_a_model_is_trained(rng):
+    """What was held before and is gone, as a peer's scores are, does not."""
+    cost = Cost()
+    before = np.ones(60_000_000)
+    del before
+    with cost.watched():
+        small = rng.normal(size=1_000_000)
+    first = cost.peak_gb
+    with cost.watched():
+        large = np.ones(100_000_000)
+    assert cost.peak_gb - first > 0.6
+    assert memory("VmHWM") / 1024**3 >= cost.peak_gb
+    assert len(small) < len(large)
 
 
 def test_where_nothing_was_trained_nothing_is_claimed():
