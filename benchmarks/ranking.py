@@ -25,7 +25,7 @@ from rich.progress import track
 from benchmarks.common import Options, Record, run
 from benchmarks.rankers import ablations, clicks, serving
 from benchmarks.rankers.films import films
-from benchmarks.rankers.fusion import NEXT, VARIATIONAL, Tell, spaces_of_set
+from benchmarks.rankers.fusion import VARIATIONAL, Tell, spaces_of_set
 from benchmarks.rankers.measured import (
     Known,
     Session,
@@ -174,7 +174,7 @@ def _ablations(name: str, quick: bool, session: Session) -> None:
     else:
         sequences = movielens_100k()
         table = ablations.variants(*films(sequences.item_names, session.tell), ordered=True)
-        measure = ablations.on_next(LeaveOneOut.of(sequences), NEXT, session.say(name))
+        measure = ablations.on_next(LeaveOneOut.of(sequences), ablations.SHORTER, session.say(name))
         metric = f"ndcg_{K_LAST}"
     ablations.measure_ablations(name.removesuffix("-ablations"), metric, table, measure, session.seeds, session.record)
 

@@ -83,8 +83,9 @@ def train(
     check_training_set(ts)
     with _counted(ts), torch.random.fork_rng(devices=[]), torch_threads(config.threads):
         plan = plan_split(ts, protocol, config, seed)
-        about = _about(ts, plan.split, model_id, seed, feature_service or f"ranker_{model_id}")
-        about |= {"protocol": describe(ts, protocol, seed)}
+        about = _about(ts, plan.split, seed, feature_service or f"ranker_{model_id}")
+        what = "fusion ranker" if config.network else f"baseline {config.prior}"
+        about |= {"protocol": describe(ts, protocol, seed), "description": f"{what} {model_id}"}
         about["data"] |= {"folder": str(folder.resolve())} if folder else {}
         models_dir.mkdir(parents=True, exist_ok=True)
         fitted = fit(plan.training, plan.split, config, seed, progress, looked=looked, unfinished=unfinished)
@@ -140,13 +141,12 @@ def _counted(ts: TrainingSet) -> Iterator[None]:
 # ---- what the manifest says --------------------------------------------------------------------------------------------
 
 
-def _about(ts: TrainingSet, split: Split, model_id: str, seed: int, feature_service: str) -> dict[str, Any]:
+def _about(ts: TrainingSet, split: Split, seed: int, feature_service: str) -> dict[str, Any]:
     times = ts.labels.timestamps_us
     return {
         "space_ids": {modality: space.space_id for modality, space in ts.spaces.items()},
         "spaces": [space.to_dict() for space in ts.spaces.values()],
         "feature_service": feature_service,
-        "description": f"fusion ranker {model_id}",
         "seed": seed,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Record
-from benchmarks.rankers.fusion import Tags, Tell, Trained, gains_of_next, places_of_sets, train_next, train_set
+from benchmarks.rankers.fusion import NEXT, Tags, Tell, Trained, gains_of_next, places_of_sets, train_next, train_set
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.sets import Interactions
 from benchmarks.rankers.training_sets import Content
@@ -24,6 +24,9 @@ Values = NDArray[np.float64]
 NO_DROPOUT: Final = {"dropout": 0.0, "content_dropout": 0.0, "modality_dropout": 0.0, "id_dropout": 0.0}
 FACTORS: Final = 64
 WHOLE: Final = "gate"
+SHORTER: Final = replace(
+    NEXT, history_length=50, max_epochs=30, patience=3
+)  # a third of the time: there are 39 trainings
 
 
 @dataclass(frozen=True)

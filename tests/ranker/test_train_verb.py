@@ -32,7 +32,8 @@ def test_a_folder_is_trained_and_found_again(home, shop, tmp_path, monkeypatch):
     assert json.loads(done.stdout)["promoted"] is False
     assert checkpoint.stable(home) is None
     assert not (home.training / "hand").exists()
-    assert checkpoint.read_manifest(home.models / "hand")["data"]["folder"] == str(shop.folder)
+    manifest = checkpoint.read_manifest(home.models / "hand")
+    assert (manifest["data"]["folder"], manifest["description"]) == (str(shop.folder), "baseline ease hand")
     monkeypatch.chdir("/")
     again = run(evaluate.app, ["hand", "--json"])
     assert again.exit_code == 0, again.stderr
