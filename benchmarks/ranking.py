@@ -25,9 +25,8 @@ from rich.progress import track
 from benchmarks.common import Options, Record, run
 from benchmarks.rankers import ablations, clicks, serving
 from benchmarks.rankers.films import films
-from benchmarks.rankers.fusion import VARIATIONAL, Tell, spaces_of_set
+from benchmarks.rankers.fusion import VARIATIONAL, Known, Tell, spaces_of_set
 from benchmarks.rankers.measured import (
-    Known,
     Session,
     claim_cost,
     measure_fused_cold,

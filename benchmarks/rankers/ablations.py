@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import Record
-from benchmarks.rankers.fusion import NEXT, Tags, Tell, Trained, gains_of_next, places_of_sets, train_next, train_set
+from benchmarks.rankers.fusion import (
+    NEXT,
+    Known,
+    Tags,
+    Tell,
+    Trained,
+    gains_of_next,
+    places_of_sets,
+    train_next,
+    train_set,
+)
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.sets import Interactions
 from benchmarks.rankers.training_sets import Content
@@ -34,8 +44,7 @@ class Variant:
     """What a variant changes, and what it knows of items."""
 
     changes: Mapping[str, Any]
-    content: Content
-    tags: Tags
+    known: Known
 
 
 Measured = tuple[Values, Values | None]  # by user: without the prior, and with it where it was asked for
@@ -44,20 +53,22 @@ Measure = Callable[[Variant, int, bool], Measured]
 
 def variants(content: Content, tags: Tags, *, ordered: bool) -> dict[str, Variant]:
     """The table's rows, by name."""
-    alone = {f"{name} alone": Variant({"ids": False}, {name: content[name]}, ()) for name in content}
+    known = {f"{name} alone": Known(name, {name: content[name]}) for name in content}
     if tags:
-        alone["tags alone"] = Variant({"ids": False}, {}, tags)
-    return {
-        "id alone": Variant({}, {}, ()),
-        **alone,
-        "concatenation": Variant({"fusion": "concat"}, content, tags),
-        "sum": Variant({"fusion": "sum"}, content, tags),
-        WHOLE: Variant({}, content, tags),
-        "gate and factors": Variant({"collaborative": FACTORS}, content, tags),
-        "gate, ids aligned": Variant({"align_weight": 0.1}, content, tags),
-        "no dropout": Variant(NO_DROPOUT, content, tags),
-        **({"no time gaps": Variant({"time_gaps": False}, content, tags)} if ordered else {}),
+        known["tags alone"] = Known("tags", {}, tags)
+    alone = {row: Variant({"ids": False}, one) for row, one in known.items()}
+    changes: dict[str, Mapping[str, Any]] = {
+        "concatenation": {"fusion": "concat"},
+        "sum": {"fusion": "sum"},
+        WHOLE: {},
+        "gate and factors": {"collaborative": FACTORS},
+        "gate, ids aligned": {"align_weight": 0.1},
+        "no dropout": NO_DROPOUT,
+        **({"no time gaps": {"time_gaps": False}} if ordered else {}),
     }
+    whole = Known("everything", content, tags)
+    changed = {row: Variant(change, whole) for row, change in changes.items()}
+    return {"id alone": Variant({}, Known("ids", {})), **alone, **changed}
 
 
 def measure_ablations(
@@ -82,7 +93,7 @@ def on_next(split: LeaveOneOut, config: RankerConfig, tell: Tell) -> Measure:
 
     def measure(variant: Variant, seed: int, prior: bool) -> Measured:
         changed = replace(config, **variant.changes)
-        _, trained = train_next(split, variant.content, variant.tags, [changed], seed, tell, mixed=prior)
+        _, trained = train_next(split, variant.known, [changed], seed, tell, mixed=prior)
         return _both(trained, lambda: gains_of_next(trained)["ndcg_10"])
 
     return measure
@@ -93,7 +104,7 @@ def on_sets(split: Interactions, config: RankerConfig, tell: Tell) -> Measure:
 
     def measure(variant: Variant, seed: int, prior: bool) -> Measured:
         changed = replace(config, **variant.changes)
-        _, trained, test = train_set(split, variant.content, variant.tags, [changed], seed, tell, mixed=prior)
+        _, trained, test = train_set(split, variant.known, [changed], seed, tell, mixed=prior)
         return _both(trained, lambda: full_ranking.ndcg(places_of_sets(trained, test), 20))
 
     return measure

@@ -69,6 +69,15 @@ NEXT_IDS: Final = replace(
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a model is told of items, and what it is called."""
+
+    what: str
+    content: Content
+    tags: Tags = ()
+
+
+@dataclass(frozen=True)
 class Trained:
     """One seed's final model, how it was chosen, and what it cost."""
 
@@ -142,8 +151,7 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def train_set(
     split: Interactions,
-    content: Content,
-    tags: Tags,
+    known: Known,
     configs: Sequence[RankerConfig],
     seed: int,
     tell: Tell,
@@ -152,11 +160,11 @@ def train_set(
 ) -> tuple[RankerConfig, Trained, Labels]:
     """Choose on validation, and train again on all of training where that is more; the test's labels come with it."""
     started, names = worked_seconds(), names_of(split)
-    ts, (validation, test) = of_sets(names, content, tags, split.fitted, [split.validation, split.test])
+    ts, (validation, test) = of_sets(names, known.content, known.tags, split.fitted, [split.validation, split.test])
     config, chosen = choose(ts, set_split(ts, validation, test), configs, seed, tell, mixed=mixed)
     if split.train is split.fitted:
         return config, chosen, test
-    ts, (test,) = of_sets(names, content, tags, split.train, [split.test])
+    ts, (test,) = of_sets(names, known.content, known.tags, split.train, [split.test])
     fitted = _fit_again(ts, test, config, seed, tell, chosen)
     return config, replace(chosen, fitted=fitted, minutes=(worked_seconds() - started) / 60), test
 
@@ -191,8 +199,7 @@ def places_of_sets(trained: Trained, labels: Labels, items: NDArray[np.int64] | 
 def train_cold(
     everything: Matrix,
     held: NDArray[np.int64],
-    content: Content,
-    tags: Tags,
+    known: Known,
     config: RankerConfig,
     seed: int,
     tell: Tell,
@@ -204,9 +211,9 @@ def train_cold(
     chosen_from = np.sort(np.random.default_rng(seed).choice(warm, len(warm) // 6, replace=False))
     parts = [columns(everything, kept) for kept in (np.setdiff1d(warm, chosen_from), chosen_from, held, warm)]
     check_cold(parts[0], parts[1], parts[2])
-    ts, (validation, test) = of_sets(names, content, tags, parts[0], parts[1:3])
+    ts, (validation, test) = of_sets(names, known.content, known.tags, parts[0], parts[1:3])
     _, chosen = choose(ts, replace(set_split(ts, validation, test), candidates=chosen_from), [config], seed, tell)
-    ts, (test,) = of_sets(names, content, tags, parts[3], [parts[2]])
+    ts, (test,) = of_sets(names, known.content, known.tags, parts[3], [parts[2]])
     fitted = _fit_again(ts, test, config, seed, tell, chosen)
     return replace(chosen, fitted=fitted, minutes=(worked_seconds() - started) / 60), test
 
@@ -232,8 +239,7 @@ def columns(matrix: Matrix, kept: NDArray[np.int64]) -> Matrix:
 
 def train_next(
     split: LeaveOneOut,
-    content: Content,
-    tags: Tags,
+    known: Known,
     configs: Sequence[RankerConfig],
     seed: int,
     tell: Tell,
@@ -241,7 +247,7 @@ def train_next(
     mixed: bool = True,
 ) -> tuple[RankerConfig, Trained]:
     """Choose on validation; the test is then read with validation's event as the newest of each history."""
-    ts = of_sequences(split.sequences, content, tags)
+    ts = of_sequences(split.sequences, known.content, known.tags)
     return choose(ts, leave_one_out(ts, split), configs, seed, tell, mixed=mixed)
 
 

@@ -20,7 +20,7 @@ from benchmarks.rankers.fusion import (
     NEXT,
     NEXT_IDS,
     VARIATIONAL,
-    Tags,
+    Known,
     Tell,
     Trained,
     described,
@@ -35,7 +35,6 @@ from benchmarks.rankers.fusion import (
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.serving import drops, retrieval
 from benchmarks.rankers.sets import Interactions, cold_items
-from benchmarks.rankers.training_sets import Content
 from benchmarks.store.usage import memory
 from ranker import full_ranking
 from ranker.bootstrap import Difference, Estimate, differences, estimates
@@ -120,15 +119,6 @@ class Session:
         return lambda line: self.tell(f"{', '.join(map(str, what))}: {line}")
 
 
-@dataclass(frozen=True)
-class Known:
-    """What a variant of the model knows of items, and what it is called."""
-
-    what: str
-    content: Content
-    tags: Tags = ()
-
-
 # ---- sets ------------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +150,7 @@ def _set_seeds(
     for seed in session.seeds:
         say = session.say(split.name, known.what, f"seed {seed}")
         with session.cost.watched():
-            config, trained, test = train_set(split, known.content, known.tags, configs, seed, say)
+            config, trained, test = train_set(split, known, configs, seed, say)
         configs = (config,)
         found = places_of_sets(trained, test)
         gains.append({"recall_20": full_ranking.recall(found, K), "ndcg_20": full_ranking.ndcg(found, K)})
@@ -193,7 +183,7 @@ def _cold_seeds(split: Interactions, known: Known, session: Session) -> dict[str
         everything, _, held = cold_items(split, seed)
         say = session.say(split.name, "cold", known.what, f"seed {seed}")
         with session.cost.watched():
-            trained, test = train_cold(everything, held, known.content, known.tags, COLD, seed, say)
+            trained, test = train_cold(everything, held, known, COLD, seed, say)
         found = places_of_sets(trained, test, held)
         recall, ndcg = full_ranking.recall(found, K), full_ranking.ndcg(found, K)
         metrics.append({"recall_20": recall.mean(), "ndcg_20": ndcg.mean(), "gauc": full_ranking.gauc(found)})
@@ -219,7 +209,7 @@ def measure_fused_next(
     for seed in session.seeds:
         say = session.say(name, known.what, f"seed {seed}")
         with session.cost.watched():
-            config, trained = train_next(split, known.content, known.tags, configs, seed, say)
+            config, trained = train_next(split, known, configs, seed, say)
         configs = (config,)
         gains.append(dict(gains_of_next(trained)))
         settings.append(trained.settings)
