@@ -43,7 +43,7 @@ class RankerConfig:
             once over whatever the steps are made of: users, else labels.
         popularity: whether popularity before the label enters a score; without, the biases of ids and content stand for it.
         look_epochs: epochs between looks at validation.
-        attention: whether candidates attend to single events; without, only the tower and the prior score.
+        attention: whether candidates attend to single events, where single labels train that; without, only the tower and the prior score.
         prior: what is mixed in after training: `ease` (linear item-to-item regression), `svd` (matrix factors), or nothing.
         network: whether there is a trained network at all; without, the prior is the model.
         label_smoothing: of the next-item loss.
@@ -126,6 +126,16 @@ class RankerConfig:
             )
         if not 0 <= self.mean_keeps < 1:
             raise RankerError(f"mean_keeps is {self.mean_keeps}: a running mean keeps a share from 0 up to, but not, 1")
+
+    @property
+    def similar(self) -> bool:
+        """Whether cosines and tastes are a part of scores: only the loss of single labels trains them."""
+        return self.network and self.history == "order" and self.batch_size > 0
+
+    @property
+    def attends(self) -> bool:
+        """Whether candidates attend to single events: what that loss trains, too."""
+        return self.attention and self.similar
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, as the manifest stores it."""

@@ -166,7 +166,10 @@ class Items:
 
     def take(self, rows: Tensor) -> Self:
         """The items at `rows` (any shape), in that order."""
-        return type(self)(*(value[rows] for value in vars(self).values()))
+        flat = rows.flatten()  # rows of a matrix by index_select: half the time of indexing
+        return type(self)(
+            *(value.index_select(0, flat).view(*rows.shape, *value.shape[1:]) for value in vars(self).values())
+        )
 
 
 @dataclass(frozen=True)

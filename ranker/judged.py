@@ -221,7 +221,7 @@ def _gates(category: str, weights: NDArray[np.float32], names: tuple[str, ...]) 
 
 def attention_of(ranker: Ranker, ts: TrainingSet, todo: list[Task]) -> Attention | None:
     """What of the longest history the best candidate's score is due to; None where the model gives no such reasons."""
-    if not (ranker.model.config.attention or ranker.model.prior.neighbours) or not todo:
+    if not (ranker.model.config.attends or ranker.model.prior.neighbours) or not todo:
         return None
     task = max(todo, key=lambda one: len(history_as_of(ts.events[one.user], one.t_us)))
     tokens = ranker.item_tokens(ts.items.batch(np.arange(len(ts.items))))
@@ -230,7 +230,7 @@ def attention_of(ranker: Ranker, ts: TrainingSet, todo: list[Task]) -> Attention
     state = UserState(history, ranker.history_tokens(history, tokens, row_of), ts.profile(task.user, task.t_us))
     context = Context(task.t_us)
     best = task.rows[[int(np.argmax(ranker.score(state, tokens, task.rows, context).scores))]]
-    by = "attention" if ranker.model.config.attention else "prior"
+    by = "attention" if ranker.model.config.attends else "prior"
     [weights] = ranker.influences(state, tokens, best, context)
     newest = range(max(0, len(history) - SHOWN_EVENTS), len(history))
     events = tuple(

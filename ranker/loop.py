@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ranker.config import RankerConfig
 from ranker.data import Ints, Labels, Split, TrainingSet
@@ -99,8 +99,6 @@ def fit(
     material = _Material.of(run, epochs is None)
     if material.examples is not None:
         set_references(model, run.inputs, material.examples)
-    else:
-        model.forget_similarity()
     kept = Unfinished(unfinished, given_of(ts, split, config, seed, epochs)) if unfinished else None
     best, looks = _epochs(run, material, epochs, _Told(progress, looked, kept))
     return Fitted(run, model.eval(), vocabulary, best, looks, time.perf_counter() - started)
@@ -119,8 +117,7 @@ class _Material:
     def of(cls, run: Run, look: bool) -> "_Material":
         ts, split, config = run.ts, run.split, run.config
         ordered = config.history == "order"
-        use_labels = ordered and config.batch_size > 0
-        examples = build_examples(ts, split.train, run.model, run.vocabulary) if use_labels else None
+        examples = build_examples(ts, split.train, run.model, run.vocabulary) if config.similar else None
         newest = config.history_length + 1 if ordered else None
         use_histories = config.batch_users > 0 or not ordered
         histories = Histories.of(ts, split.train, run.model, run.vocabulary, newest=newest) if use_histories else None
@@ -234,10 +231,7 @@ def _begin(run: Run, steps: int) -> State:
     )
     keep = run.config.mean_keeps
 
-    def kept(mean: Tensor, newest: Tensor, _: int | Tensor) -> Tensor:
-        return torch.where(newest.isfinite(), mean.lerp(newest, 1.0 - keep), newest)  # a gate that is shut is -inf
-
-    mean = AveragedModel(run.model, avg_fn=kept) if keep else None
+    mean = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(keep)) if keep else None  # type: ignore[no-untyped-call]
     return State(run.model, optimizer, schedule, run.rng, mean)
 
 

@@ -38,8 +38,10 @@ TOKEN_STD: Final = 0.02
 class User:
     """B users, ready to score any candidates."""
 
-    tower_BT: Tensor  # direction in each space, tastes, vector: what meets the same of an item
-    vector_BD: Tensor
+    vector_BD: Tensor  # what meets an item's token
+    similar_BS: (
+        Tensor | None
+    )  # direction in each space and tastes: what meets an item's content; None where nothing does
     hidden_BLD: Tensor
     prior_BI: Tensor | None  # by item index, as `Prior` gives it
     prior_BR: Tensor  # what retrieval sees of that
@@ -344,16 +346,14 @@ class FusionRanker(nn.Module):
     ) -> User:
         """Read histories once; `profile_BK` (0: none) is in the text space, `query_BMK` (0: none) in any."""
         hidden_BLD, last_BD = self._last(history)
-        weight_BL = self.gates.weight(history, self._bucket(history.age_seconds_BL))
-        direction_BMK = self.gates.direction(history, weight_BL, profile_BK)
+        similar_BS = self._similar(history, profile_BK) if self.config.similar else None
         if query_BMK is not None:
-            direction_BMK = direction_BMK + self.config.query_weight * query_BMK
-        taste_BF = self._taste(history, weight_BL, profile_BK)
+            query_BS = self.config.query_weight * F.pad(query_BMK.flatten(1), (0, self._features))
+            similar_BS = query_BS if similar_BS is None else similar_BS + query_BS
         age_BL = torch.where(history.mask_BL, history.age_seconds_BL, torch.inf)
         recency_B = F.pad(age_BL, (1, 0), value=torch.inf).min(1).values
         vector_BD = self.vector(last_BD, context_BX, recency_B, device_B)
-        tower_BT = torch.cat([direction_BMK.flatten(1), taste_BF, vector_BD], dim=1)
-        return User(tower_BT, vector_BD, hidden_BLD, self.prior(history), self.prior.user(history), history)
+        return User(vector_BD, similar_BS, hidden_BLD, self.prior(history), self.prior.user(history), history)
 
     def _last(self, history: History) -> tuple[Tensor, Tensor]:
         """What attention reads of each event [B, L, D], and of each user after the last [B, D]."""
@@ -364,14 +364,19 @@ class FusionRanker(nn.Module):
         hidden_BPD = self.read(history)
         return hidden_BPD[:, 1:], hidden_BPD[torch.arange(len(hidden_BPD)), history.mask_BL.sum(1)]
 
-    def _taste(self, history: History, weight_BL: Tensor, profile_BK: Tensor | None) -> Tensor:
-        """Tastes [B, F] fitted to the history; the user's own text counts as one more item that has only text."""
+    def _similar(self, history: History, profile_BK: Tensor | None) -> Tensor:
+        """Direction in each space, and tastes fitted to the history [B, M * K + F]; the user's own text counts as one more item that has only text."""
+        weight_BL = self.gates.weight(history, self._bucket(history.age_seconds_BL))
+        direction_BMK = self.gates.direction(history, weight_BL, profile_BK)
         b, (m, k) = len(weight_BL), history.content_BLMK.shape[2:]
         alone_BMK = torch.zeros(b, m, k)
         if profile_BK is not None and self.gates.text is not None:
             alone_BMK[:, self.gates.text] = profile_BK
         feature_BF = self.taste.features(alone_BMK)
-        return self.taste(history.feature_BLF, weight_BL * history.strength_BL, feature_BF, self.gates.profile.exp())  # type: ignore[no-any-return]
+        taste_BF = self.taste(
+            history.feature_BLF, weight_BL * history.strength_BL, feature_BF, self.gates.profile.exp()
+        )
+        return torch.cat([direction_BMK.flatten(1), taste_BF], dim=1)
 
     def _bucket(self, seconds: Tensor) -> Tensor:
         bucket = torch.log(seconds.clamp(1.0, MOST_SECONDS) / FIRST_GAP_SECONDS) / math.log(GAP_BASE)
@@ -383,8 +388,10 @@ class FusionRanker(nn.Module):
         """Scores of C candidates for each of B users; training passes the popularity as it was at each label."""
         popularity = self.popularity[items.index_N] if popularity_BC is None else popularity_BC
         bias_BC = items.bias_N + self.gates.popularity * popularity
-        tower_BC = user.tower_BT @ tower_side(items).T + bias_BC
-        extra_BC, attention_BCL = self._attend(user, items) if self.config.attention else self._ignore(user, items)
+        tower_BC = user.vector_BD @ items.token_ND.T + bias_BC
+        if user.similar_BS is not None:
+            tower_BC = tower_BC + user.similar_BS @ similar_side(items).T
+        extra_BC, attention_BCL = self._attend(user, items) if self.config.attends else self._ignore(user, items)
         if user.prior_BI is not None:
             extra_BC = extra_BC + user.prior_BI[:, items.index_N]
         return Scored(tower_BC + extra_BC, tower_BC, attention_BCL)
@@ -425,13 +432,17 @@ class FusionRanker(nn.Module):
     @property
     def fused_dim(self) -> int:
         """Length of a fused vector: all that the tower holds, the bias, and one number that makes the norm 1."""
-        content = len(self.shapes.modalities) * (self.config.space_dim + self.config.prototypes)
+        content = len(self.shapes.modalities) * self.config.space_dim + self._features
         return content + self.config.dim + self.prior.rank + 2
+
+    @property
+    def _features(self) -> int:
+        return len(self.shapes.modalities) * self.config.prototypes
 
     def _biased_side(self, items: Items) -> Tensor:
         bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
         prior_NR = self.prior.scale * self.prior.item_IR[items.index_N]
-        return torch.cat([tower_side(items), prior_NR, bias_N[:, None]], dim=1)
+        return torch.cat([similar_side(items), items.token_ND, prior_NR, bias_N[:, None]], dim=1)
 
     def fused_items(self, items: Items) -> Tensor:
         """Unit vectors [N, fused_dim] whose cosine with a user's vector orders items as the tower's score does.
@@ -446,23 +457,17 @@ class FusionRanker(nn.Module):
 
     def fused_user(self, user: User) -> Tensor:
         """Unit vectors [B, fused_dim]."""
-        one_B1 = torch.ones_like(user.tower_BT[:, :1])
-        return F.normalize(torch.cat([user.tower_BT, user.prior_BR, one_B1, 0 * one_B1], dim=1), dim=1)
+        one_B1 = torch.ones_like(user.vector_BD[:, :1])
+        content = len(self.shapes.modalities) * self.config.space_dim + self._features
+        similar_BS = torch.zeros(len(one_B1), content) if user.similar_BS is None else user.similar_BS
+        return F.normalize(torch.cat([similar_BS, user.vector_BD, user.prior_BR, one_B1, 0 * one_B1], dim=1), dim=1)
 
     @torch.no_grad()
     def silence(self) -> None:
         """Leave every score but the prior's at 0: the model of someone who wants the prior alone."""
         for parameter in (*self.encoder.parameters(), *self.id_bias.parameters(), *self.content_bias.parameters()):
             parameter.zero_()
-        self.forget_similarity()
-        for gate in (self.gates.popularity, self.gates.kernel, self.value.weight, self.value.bias):
-            gate.zero_()
-
-    @torch.no_grad()
-    def forget_similarity(self) -> None:
-        """Leave cosines and tastes out of every score: only the loss of single labels trains them."""
-        self.gates.log_gate.fill_(-torch.inf)
-        self.taste.scale.zero_()
+        self.gates.popularity.zero_()
 
     @torch.no_grad()
     def measure_radius(self, items: Items) -> None:
@@ -470,9 +475,9 @@ class FusionRanker(nn.Module):
         self.fused_radius.copy_(FUSED_MARGIN * self._biased_side(items).norm(dim=1).max())
 
 
-def tower_side(items: Items) -> Tensor:
-    """The item side [N, M * K + F + D] of the tower's inner product."""
-    return torch.cat([items.content_NMK.flatten(1), items.feature_NF, items.token_ND], dim=1)
+def similar_side(items: Items) -> Tensor:
+    """The item side [N, M * K + F] of what a user's direction and tastes meet."""
+    return torch.cat([items.content_NMK.flatten(1), items.feature_NF], dim=1)
 
 
 def _normal(token_ND: Tensor) -> Tensor:

@@ -77,9 +77,11 @@ class Prior(nn.Module):
     def raw(self, history: History) -> Tensor:
         """The same without `scale`. The n-th newest event weighs 1 / (1 + decay n); weights are of unit length for each user."""
         event_BL = self.event_weights(history)
-        told_BLK = event_BL[..., None] * self.weight_IK[history.index_BL]
+        told_BLK = event_BL[..., None] * _rows(self.weight_IK, history.index_BL)
         empty_BI = torch.zeros(len(event_BL), len(self.weight_IK))
-        found_BI = empty_BI.scatter_add(1, self.neighbour_IK[history.index_BL].long().flatten(1), told_BLK.flatten(1))
+        found_BI = empty_BI.scatter_add(
+            1, _rows(self.neighbour_IK, history.index_BL).long().flatten(1), told_BLK.flatten(1)
+        )
         return torch.cat([torch.zeros(len(found_BI), 1), found_BI[:, 1:]], dim=1)
 
     def by_event(self, history: History, index_C: Tensor) -> Tensor:
@@ -87,15 +89,15 @@ class Prior(nn.Module):
         unique_U, which_C = torch.unique(index_C, return_inverse=True)
         column_I = torch.full((len(self.weight_IK),), len(unique_U))
         column_I[unique_U] = torch.arange(len(unique_U))
-        told_BLK = self.event_weights(history)[..., None] * self.weight_IK[history.index_BL]
-        column_BLK = column_I[self.neighbour_IK[history.index_BL].long()]
+        told_BLK = self.event_weights(history)[..., None] * _rows(self.weight_IK, history.index_BL)
+        column_BLK = column_I[_rows(self.neighbour_IK, history.index_BL).long()]
         empty_BLU = torch.zeros(*told_BLK.shape[:2], len(unique_U) + 1)
         found_BLC = empty_BLU.scatter_add(2, column_BLK, told_BLK)[..., which_C] * (index_C > 0)
         return found_BLC.transpose(1, 2)
 
     def user(self, history: History) -> Tensor:
         """The user side [B, R] of what `item_IR` times `scale` is the item side of."""
-        return (self.event_weights(history)[..., None] * self.user_IR[history.index_BL]).sum(1)
+        return (self.event_weights(history)[..., None] * _rows(self.user_IR, history.index_BL)).sum(1)
 
     def event_weights(self, history: History) -> Tensor:
         """How much each event says [B, L], of unit length for each user; dislikes and unknown items say nothing."""
@@ -118,6 +120,11 @@ def event_weights(counts_BL: Tensor, mask_BL: Tensor, decay: Tensor | float) -> 
     event_BL = counts_BL / (1.0 + decay * newer_BL.clamp_min(0))
     unit_BL: Tensor = event_BL / event_BL.norm(dim=1, keepdim=True).clamp_min(1e-6)
     return unit_BL
+
+
+def _rows(table_IK: Tensor, index_BL: Tensor) -> Tensor:
+    """Rows [B, L, K] of a table: `index_select` takes half the time of indexing."""
+    return table_IK.index_select(0, index_BL.flatten()).view(*index_BL.shape, table_IK.shape[1])
 
 
 def _factors(weights: NDArray[np.float32], rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -156,7 +156,7 @@ class Ranker:
 
     # ---- score -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def encode_user(self, state: UserState, context: Context) -> EncodedUser:
         """Read a user's history; `score`, `shares` and `fused_user` take the result in place of the state."""
         known = self._known(state)
@@ -166,7 +166,7 @@ class Ranker:
         user = self.model.user(history, context_features([context.now_us]), profile, query, device)
         return EncodedUser(user, known, len(state.history))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def score(self, user: UserState | EncodedUser, tokens: ItemTokens, rows: Rows, context: Context) -> Scores:
         """Score the items at `rows` of `tokens`; always finite."""
         encoded = self._encoded(user, context)
@@ -184,7 +184,7 @@ class Ranker:
         Attention weights; where the model attends to nothing, each event's share of what the prior's neighbours add to the score (0 where there
         is no prior, or it has nothing in favour).
         """
-        if self.model.config.attention:
+        if self.model.config.attends:
             return self.score(user, tokens, rows, context).attention
         encoded = self._encoded(user, context)
         found = np.zeros((len(rows), encoded.length), np.float32)

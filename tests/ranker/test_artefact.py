@@ -15,7 +15,13 @@ IDS = [f"item{i}" for i in range(20)] + ["stranger"]
 
 
 @pytest.mark.parametrize(
-    "config", [TINY, replace(TINY, history="set", layers=0, set_dim=8), replace(TINY, attention=False)]
+    "config",
+    [
+        TINY,
+        replace(TINY, history="set", layers=0, set_dim=8, batch_users=8),
+        replace(TINY, attention=False),
+        replace(TINY, batch_size=0, batch_users=8),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::Warning")
 def test_the_file_scores_as_the_model_does(tmp_path, rng, config):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from feature_store.history import Events
 from ranker.config import RankerConfig, preset
@@ -116,7 +117,7 @@ def test_a_missing_modality_is_masked_whatever_its_row_holds(ranker):
 
 def test_without_attention_the_prior_says_which_events_a_score_is_due_to(tmp_path, tokens, user):
     """Shares of what neighbours add, the rest is 0: also for what speaks against it, for an item without neighbours, and without a prior."""
-    plain = Ranker.load(tiny_checkpoint(tmp_path, config=replace(TINY, attention=False)))
+    plain = Ranker.load(tiny_checkpoint(tmp_path, config=replace(TINY, batch_size=0, batch_users=8)))
     assert (plain.influences(user, tokens, [0, 2], NOW) == 0).all()
     weights = np.zeros((20, 20), np.float32)
     weights[1, 0], weights[4, 0], weights[9, 0] = 3.0, 1.0, -2.0
@@ -208,7 +209,8 @@ def test_fused_vectors_are_unit_and_order_items_as_the_tower_does(ranker, tokens
     assert np.allclose(np.linalg.norm(items, axis=1), 1, atol=1e-5)
     assert np.isclose(np.linalg.norm(reader), 1, atol=1e-5)
     assert ranker.fused_space.check(items) is items
-    tower = ranker.model.score(ranker.encode_user(user, NOW).user, tokens.items).tower_BC[0].detach().numpy()
+    with torch.no_grad():
+        tower = ranker.model.score(ranker.encode_user(user, NOW).user, tokens.items).tower_BC[0].numpy()
     assert np.array_equal(np.argsort(items @ reader), np.argsort(tower))
 
 
