@@ -80,7 +80,7 @@ def arguments(ranker: Ranker, state: UserState, candidates: Items, context: Cont
 def export(ranker: Ranker, path: Path) -> Path:
     """Write the file (usually `.pt2`); `torch.export.load(path).module()` scores with it."""
     model = ranker.model
-    m, k, d = len(model.shapes.modalities), model.config.space_dim, model.config.dim
+    m, k, d = len(model.shapes.modalities), model.config.space_dim, model.encoder.width
     events, candidates = (
         torch.export.Dim("events", min=LEAST_EVENTS),
         torch.export.Dim("candidates", min=LEAST_CANDIDATES),

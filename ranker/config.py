@@ -11,7 +11,7 @@ from ranker.errors import RankerError
 
 KINDS: Final = ("fusion", "ease", "svd")
 HISTORIES: Final = ("order", "set")
-FUSIONS: Final = ("gate", "sum", "concat")
+FUSIONS: Final = ("gate", "sum", "concat", "late")
 PRIORS: Final = ("", "ease", "svd")
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 GROUPS_BESIDE_MODALITIES: Final = ("id", "other")
@@ -27,7 +27,8 @@ class RankerConfig:
         whitening: 0 keeps the spread of the principal axes, 1 makes all of them equally wide.
         prototypes, taste_steps: kinds of content told apart in each space; gradient steps that fit a user's taste for them.
         content_dim, content_dropout: hidden width of what reads each space and the tags, and the chance that one of its inputs is lost.
-        fusion: how the parts of an item become its token: `gate`, or `sum` or `concat` to compare with.
+        fusion: how the parts of an item become its token: `gate`, or `sum` or `concat` to compare with; `late` gives each
+            modality an expert that knows ids and all else but no other modality, and adds the experts' scores (sets only).
         ids, time_gaps: whether tokens know their id, and histories how long ago things were; without, to compare with.
         collaborative: factors of who met what that are a part of the token (0: none), in training those of other users alone.
         history: `order` reads events oldest first by a causal Transformer, `set` their tokens' sum by two layers of width `set_dim`, for
@@ -124,6 +125,8 @@ class RankerConfig:
             raise RankerError(
                 f"no loss is left with history={self.history!r}, batch_size={self.batch_size} and batch_users={self.batch_users}: set batch_users"
             )
+        if self.fusion == "late" and self.history != "set":
+            raise RankerError(f"fusion='late' reads sets, and history is {self.history!r}: set history to 'set'")
         if not 0 <= self.mean_keeps < 1:
             raise RankerError(f"mean_keeps is {self.mean_keeps}: a running mean keeps a share from 0 up to, but not, 1")
 

@@ -6,7 +6,7 @@ the candidate read single events of the history. The prior is linear item-to-ite
 token and in the cosines, so that items which nobody met yet have their place; what is known of single ids is often dropped in training.
 
 Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, S slots of a token, T tags
-of an item, D model width, P prototypes of a space, F = M * P.
+of an item, D width of tokens, P prototypes of a space, F = M * P, X experts (`late` fusion; else one).
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
@@ -101,16 +101,25 @@ class ItemEncoder(nn.Module):
     """Item token: a gate weighs whichever of (modalities..., id, category, price, tags) are there, and the token is their weighted sum.
 
     The gate is a softmax over what is there, of a learned query with each normalised slot: attention with one query. `fusion="concat"`
-    lays the slots side by side before a linear layer in its place, `"sum"` adds them: what the gate is compared with.
+    lays the slots side by side before a linear layer in its place, `"sum"` adds them: what the gate is compared with. With `"late"` the
+    token is one for each of X experts, side by side: each has a gate, a modality, and a reading of all else of its own.
     """
 
     factor_IK: Tensor
 
     def __init__(self, config: RankerConfig, shapes: Shapes) -> None:
         super().__init__()
-        d, hidden = config.dim, config.content_dim
-        self.fusion, self.dropout = config.fusion, config.content_dropout
-        self.content = nn.ModuleList(_content(config.space_dim, hidden, d, self.dropout) for _ in shapes.modalities)
+        several = len(shapes.modalities) > 1
+        self.fusion, self.dropout = (
+            config.fusion if several or config.fusion != "late" else "gate",
+            config.content_dropout,
+        )
+        self.experts = len(shapes.modalities) if self.fusion == "late" else 1
+        d, hidden = self.experts * config.dim, config.content_dim
+        self.width = d
+        self.content = nn.ModuleList(
+            _content(config.space_dim, hidden, config.dim, self.dropout) for _ in shapes.modalities
+        )
         self.factors = _content(config.collaborative, hidden, d, self.dropout) if config.collaborative else None
         self.register_buffer("factor_IK", torch.zeros(shapes.items + 1, config.collaborative))
         self.fold_IK = self.factor_IK  # in training: what users other than the batch's say (`folds`)
@@ -120,7 +129,7 @@ class ItemEncoder(nn.Module):
         self.tags = nn.EmbeddingBag(shapes.tags + 1, hidden, mode="sum", padding_idx=0)
         self.tag_out = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(self.dropout), nn.Linear(hidden, d))
         self.slot_names = (
-            *shapes.modalities,
+            *(("content",) if self.fusion == "late" else shapes.modalities),
             "id",
             "category",
             "price",
@@ -146,12 +155,16 @@ class ItemEncoder(nn.Module):
             return self.concat(slots_NSD.flatten(1))  # type: ignore[no-any-return]
         if self.fusion == "sum":
             return slots_NSD.sum(1)
+        if self.fusion == "late":
+            return self._late(inputs, slots_NSD, there_NS)
         return (self.gate(slots_NSD, there_NS)[..., None] * slots_NSD).sum(1)
 
     def slots(self, inputs: ItemInputs, price_N: Tensor) -> Tensor:
         """What each slot says [N, S, D], whether it is there or not."""
         space_NMK = F.dropout(inputs.spaces_NMK * math.sqrt(inputs.spaces_NMK.shape[-1]), self.dropout, self.training)
         content = [layer(space_NMK[:, m]) for m, layer in enumerate(self.content)]
+        if self.fusion == "late":
+            content = [torch.cat(content, dim=1)]  # N, D
         weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
         tags_ND = self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))
         others = [self.ids(inputs.index_N), self.categories(inputs.category_N), self.price(price_N[:, None]), tags_ND]
@@ -164,14 +177,25 @@ class ItemEncoder(nn.Module):
         known = [inputs.index_N > 0, inputs.category_N > 0, inputs.price_N.isfinite(), (inputs.tag_NT > 0).any(1)]
         if self.factors is not None:
             known.append((self._factors(inputs) != 0).any(1))
-        return torch.stack([*inputs.present_NM.unbind(1), *known], 1)
+        present = [inputs.present_NM.any(1)] if self.fusion == "late" else inputs.present_NM.unbind(1)
+        return torch.stack([*present, *known], 1)
+
+    def _late(self, inputs: ItemInputs, slots_NSD: Tensor, there_NS: Tensor) -> Tensor:
+        """The experts' tokens, side by side [N, D]: each weighs its own content, and its own reading of all else."""
+        tokens = []
+        own = zip(slots_NSD.chunk(self.experts, dim=2), self.query.chunk(self.experts, dim=1), strict=True)
+        for expert, (slots_NSd, query_Sd) in enumerate(own):
+            own_NS = torch.cat([inputs.present_NM[:, expert, None], there_NS[:, 1:]], dim=1)
+            tokens.append((self.gate(slots_NSd, own_NS, query_Sd)[..., None] * slots_NSd).sum(1))
+        return torch.cat(tokens, dim=1)
 
     def _factors(self, inputs: ItemInputs) -> Tensor:
         return (self.fold_IK if self.training else self.factor_IK)[inputs.index_N]
 
-    def gate(self, slots_NSD: Tensor, there_NS: Tensor) -> Tensor:
+    def gate(self, slots_NSD: Tensor, there_NS: Tensor, query_SD: Tensor | None = None) -> Tensor:
         """Weights [N, S], 1 on average over what is there and 0 elsewhere."""
-        logits_NS = (F.layer_norm(slots_NSD, slots_NSD.shape[-1:]) * self.query).sum(-1) + self.gate_bias
+        query_SD = self.query if query_SD is None else query_SD
+        logits_NS = (F.layer_norm(slots_NSD, slots_NSD.shape[-1:]) * query_SD).sum(-1) + self.gate_bias
         weights_NS = logits_NS.masked_fill(~there_NS, MASKED).softmax(1) * there_NS
         return weights_NS * there_NS.sum(1, keepdim=True)
 
@@ -252,22 +276,25 @@ class FusionRanker(nn.Module):
         d, k = config.dim, config.space_dim
         self.projections = nn.ModuleDict({name: SpaceProjection(dim, k) for name, dim in shapes.modalities.items()})
         self.encoder = ItemEncoder(config, shapes)
-        self.reader = SetReader(config) if config.history == "set" else None
+        w = self.encoder.width
+        self.readers = nn.ModuleList(
+            SetReader(config) for _ in range(self.encoder.experts if config.history == "set" else 0)
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.start = nn.Parameter(0.1 * torch.randn(d))
         self.place = nn.Embedding(config.history_length, d)
         self.event = nn.Embedding(shapes.event_types + 1, d)
-        self.gap, self.recency = nn.Embedding(config.gap_buckets, d), nn.Embedding(config.gap_buckets, d)
+        self.gap, self.recency = nn.Embedding(config.gap_buckets, d), nn.Embedding(config.gap_buckets, w)
         self.final = nn.LayerNorm(d)
-        self.context_out = nn.Linear(CONTEXT_FEATURES, d, bias=False)
+        self.context_out = nn.Linear(CONTEXT_FEATURES, w, bias=False)
         self.device = nn.Embedding(
-            shapes.devices + 1, d, _weight=torch.zeros(shapes.devices + 1, d)
+            shapes.devices + 1, w, _weight=torch.zeros(shapes.devices + 1, w)
         )  # draws no numbers
         self.taste = Taste(config, shapes)
         self.query, self.key, self.value = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
-        self.rating_item, self.rating_user = nn.Linear(d, 1), nn.Linear(d, 1)
-        self.rating_pair = nn.Linear(d, d, bias=False)
-        self.id_bias, self.content_bias = nn.Embedding(shapes.items + 1, 1), nn.Linear(d, 1)
+        self.rating_item, self.rating_user = nn.Linear(w, 1), nn.Linear(w, 1)
+        self.rating_pair = nn.Linear(w, w, bias=False)
+        self.id_bias, self.content_bias = nn.Embedding(shapes.items + 1, 1), nn.Linear(w, 1)
         self.gates = Gates(config, shapes)
         self.prior = Prior(shapes.items, shapes.prior, shapes.prior_rank)
         for layer in (self.context_out, self.value, self.id_bias, self.content_bias, self.rating_pair, self.recency):
@@ -357,12 +384,24 @@ class FusionRanker(nn.Module):
 
     def _last(self, history: History) -> tuple[Tensor, Tensor]:
         """What attention reads of each event [B, L, D], and of each user after the last [B, D]."""
-        if self.reader is not None:
+        if self.readers:
             weight_BL = history.strength_BL.clamp_min(0.0)
             bag_BD = (weight_BL[..., None] * history.token_BLD).sum(1)
-            return history.token_BLD, self.reader(bag_BD / weight_BL.sum(1, keepdim=True).clamp_min(1.0).sqrt())[0]
+            read_XBD, _ = self.read_sets(bag_BD / weight_BL.sum(1, keepdim=True).clamp_min(1.0).sqrt())
+            return history.token_BLD, self.joined(read_XBD)
         hidden_BPD = self.read(history)
         return hidden_BPD[:, 1:], hidden_BPD[torch.arange(len(hidden_BPD)), history.mask_BL.sum(1)]
+
+    def read_sets(self, bag_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log variances [X, B, D / X] of what the users of whole sets are, by each expert."""
+        parts = [
+            reader(part) for reader, part in zip(self.readers, bag_BD.chunk(len(self.readers), dim=1), strict=True)
+        ]
+        return torch.stack([mean for mean, _ in parts]), torch.stack([spread for _, spread in parts])
+
+    def joined(self, read_XBD: Tensor) -> Tensor:
+        """Users' vectors [B, D] whose product with the tokens is the mean of the experts' scores."""
+        return torch.cat(read_XBD.unbind(0), dim=1) / len(read_XBD)
 
     def _similar(self, history: History, profile_BK: Tensor | None) -> Tensor:
         """Direction in each space, and tastes fitted to the history [B, M * K + F]; the user's own text counts as one more item that has only text."""
@@ -433,7 +472,7 @@ class FusionRanker(nn.Module):
     def fused_dim(self) -> int:
         """Length of a fused vector: all that the tower holds, the bias, and one number that makes the norm 1."""
         content = len(self.shapes.modalities) * self.config.space_dim + self._features
-        return content + self.config.dim + self.prior.rank + 2
+        return content + self.encoder.width + self.prior.rank + 2
 
     @property
     def _features(self) -> int:

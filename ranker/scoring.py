@@ -184,11 +184,10 @@ class Sets:
 
 def set_scores(run: Run, items: Items, met_BR: scipy.sparse.csr_matrix) -> Tensor:
     """Scores [B, R] of users who met `met_BR`, without their prior."""
-    assert run.model.reader is not None  # noqa: S101 - the caller knows its configuration
     user_E = np.repeat(np.arange(met_BR.shape[0]), np.diff(met_BR.indptr))
-    vector_BD, _ = run.model.reader(bag(items.token_ND, met_BR.indices.astype(np.int64), user_E, met_BR.shape[0]))
+    read_XBD, _ = run.model.read_sets(bag(items.token_ND, met_BR.indices.astype(np.int64), user_E, met_BR.shape[0]))
     popular_R = run.model.gates.popularity * run.model.popularity[items.index_N]
-    scores: Tensor = vector_BD @ items.token_ND.T + items.bias_N + popular_R
+    scores: Tensor = run.model.joined(read_XBD) @ items.token_ND.T + items.bias_N + popular_R
     return scores
 
 

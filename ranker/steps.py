@@ -5,7 +5,7 @@ likely each was drawn (logQ). In a share of the steps candidates are read withou
 them; and a contrastive loss may draw each item's id and content together.
 """
 
-# Shapes are part of names: B users, L events, S places with a label, C candidates.
+# Shapes are part of names: B users, L events, E events of a batch, S places with a label, C candidates, X experts.
 # ruff: noqa: N803, N806, N815
 
 from dataclasses import dataclass
@@ -60,8 +60,7 @@ def place_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
 
 
 def set_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
-    """Cross-entropy of the items that are hidden from each user's set, given the rest of it, and the reader's divergence."""
-    assert run.model.reader is not None  # noqa: S101 - the caller knows its configuration
+    """Cross-entropy of the items that are hidden from each user's set, given the rest of it, and the reader's divergence; the experts' mean."""
     number_BL, there_BL = histories.padded(at)
     user_E, column_E = np.nonzero(there_BL)
     row_E = histories.row[number_BL[user_E, column_E]]
@@ -69,16 +68,18 @@ def set_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
     hidden_E = run.rng.random(len(row_E)) < run.rng.uniform(low, high, len(at))[user_E]
     rows_C = np.arange(len(run.ts.items))
     items, candidates = _both(run, rows_C)
-    mean_BD, spread_BD = run.model.reader(bag(items.token_ND, row_E[~hidden_E], user_E[~hidden_E], len(at)))
-    noise_BD = torch.randn_like(mean_BD) * (0.5 * spread_BD).exp() if run.config.kl_weight else 0.0
-    logits_BC = _tower(run, mean_BD + noise_BD, candidates)
-    visible = tensor_of(user_E[~hidden_E]), tensor_of(row_E[~hidden_E])
+    mean_XBD, spread_XBD = run.model.read_sets(bag(items.token_ND, row_E[~hidden_E], user_E[~hidden_E], len(at)))
+    noise_XBD = torch.randn_like(mean_XBD) * (0.5 * spread_XBD).exp() if run.config.kl_weight else 0.0
+    token_XCD = torch.stack(candidates.token_ND.chunk(len(mean_XBD), dim=1))
+    logits_XBC = (mean_XBD + noise_XBD) @ token_XCD.transpose(1, 2) + _bias(run, candidates)
+    visible_BC = torch.zeros(logits_XBC.shape[1:], dtype=torch.bool)
+    visible_BC[tensor_of(user_E[~hidden_E]), tensor_of(row_E[~hidden_E])] = True
     trained_C = run.model.id_row[run.inputs.index_N] > 0
-    logits_BC = logits_BC.index_put(visible, logits_BC.new_tensor(MASKED)).masked_fill(~trained_C, MASKED)
-    chances_E = logits_BC.log_softmax(1)[tensor_of(user_E[hidden_E]), tensor_of(row_E[hidden_E])]
+    log_chance_XBC = logits_XBC.masked_fill(visible_BC | ~trained_C, MASKED).log_softmax(2)
+    chances_XE = log_chance_XBC[:, tensor_of(user_E[hidden_E]), tensor_of(row_E[hidden_E])]
     per_user = max(1.0, hidden_E.sum() / len(at))
-    kl = 0.5 * (mean_BD.square() + spread_BD.exp() - 1.0 - spread_BD).sum(1).mean()
-    loss: Tensor = (-chances_E.sum() / len(at) + run.config.kl_weight * kl) / per_user
+    kl = 0.5 * (mean_XBD.square() + spread_XBD.exp() - 1.0 - spread_XBD).sum(2).mean()
+    loss: Tensor = (-chances_XE.sum() / chances_XE.shape[0] / len(at) + run.config.kl_weight * kl) / per_user
     return loss
 
 
@@ -137,8 +138,11 @@ def align_loss(run: Run) -> Tensor:
 
 
 def _tower(run: Run, vector_SD: Tensor, items: Items) -> Tensor:
-    popular_C = run.model.gates.popularity * run.model.popularity[items.index_N]
-    return vector_SD @ items.token_ND.T + items.bias_N + popular_C
+    return vector_SD @ items.token_ND.T + _bias(run, items)
+
+
+def _bias(run: Run, items: Items) -> Tensor:
+    return items.bias_N + run.model.gates.popularity * run.model.popularity[items.index_N]
 
 
 def _both(run: Run, rows: Ints) -> tuple[Items, Items]:

@@ -1,5 +1,7 @@
 """Small training sets in memory for tests of the trainer: items that were always there, and users with a kind that they like."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from encoders.space import EmbeddingSpace
@@ -75,6 +77,16 @@ def training_set(rng: np.random.Generator, chosen: list[list[int]], items: int, 
             [ids[n] for n in at], [names[flat[n][1]] for n in at], ["view"] * len(at), nothing[at], times[at]
         )
     return TrainingSet(held, labels, events, {}, {"text": space}, {})
+
+
+def with_image(ts: TrainingSet) -> TrainingSet:
+    """The same with an image of every second item, whose vector is that of its text."""
+    [text] = ts.spaces.values()
+    image = EmbeddingSpace.from_recipe("image", "example", text.dim, {"made": "for tests"})
+    vectors = {**ts.items.vectors, image.space_id: ts.items.vectors[text.space_id]}
+    present = {**ts.items.present, image.space_id: np.arange(len(ts.items)) % 2 == 0}
+    items = replace(ts.items, vectors=vectors, present=present)
+    return replace(ts, items=items, spaces={**ts.spaces, "image": image})
 
 
 def unordered(rng: np.random.Generator, users: int = 160, items: int = 60) -> tuple[TrainingSet, Split]:

@@ -19,6 +19,7 @@ IDS = [f"item{i}" for i in range(20)] + ["stranger"]
     [
         TINY,
         replace(TINY, history="set", layers=0, set_dim=8, batch_users=8),
+        replace(TINY, history="set", layers=0, set_dim=8, batch_users=8, fusion="late"),
         replace(TINY, attention=False),
         replace(TINY, batch_size=0, batch_users=8),
     ],

@@ -7,7 +7,7 @@ import torch
 from ranker.examples import build_examples
 from ranker.loop import fit, some_users
 from ranker.scoring import Scoring
-from tests.ranker.sets import SMALL, ordered, unordered
+from tests.ranker.sets import SMALL, ordered, unordered, with_image
 
 
 def test_what_comes_next_is_learned_at_all_places_of_a_history(rng):
@@ -97,7 +97,7 @@ def test_cold_steps_teach_content_to_stand_for_ids(rng):
         cold, warm = run.encoded(rows, without_ids=True), run.encoded(rows)
         kept = torch.arange(0, 60, 4)[:5]  # five items of kind 0
         bag = warm.token_ND[kept].sum(0, keepdim=True) / np.sqrt(5)
-        scores = model.reader(bag)[0] @ cold.token_ND.T + cold.bias_N
+        scores = model.joined(model.read_sets(bag)[0]) @ cold.token_ND.T + cold.bias_N
     best = scores[0].argsort(descending=True)[:15].numpy()
     assert np.mean(best % 4 == 0) > 0.8
 
@@ -114,6 +114,29 @@ def test_every_fusion_trains(rng, fusion):
         added = (model.slots(inputs) * model.encoder.there(known)[..., None]).sum(1)
         assert torch.allclose(model.items(inputs).token_ND, added, rtol=0, atol=1e-6) == (fusion == "sum")
     assert (model.encoder.concat is not None) == (fusion == "concat")
+
+
+def test_late_fusion_adds_the_scores_of_experts_that_know_one_modality_each(rng):
+    """It learns; an expert's token does not change with another's modality; and a score is the mean of the experts'."""
+    ts, split = unordered(rng)
+    ts = with_image(ts)
+    config = replace(SMALL, history="set", layers=0, set_dim=16, fusion="late", max_epochs=20)
+    fitted = fit(ts, split, config, 0)
+    assert Scoring.of(fitted.run, split.test).ndcg() > 0.3
+    model, inputs = fitted.model, fitted.run.inputs
+    at = {name: number for number, name in enumerate(model.shapes.modalities)}
+    blind = replace(inputs, present_NM=inputs.present_NM & (torch.arange(2) != at["image"]))
+    with torch.no_grad():
+        items, without = model.items(inputs), model.items(blind)
+        changed = [
+            (one != other).any(1).numpy()
+            for one, other in zip(items.token_ND.chunk(2, 1), without.token_ND.chunk(2, 1), strict=True)
+        ]
+        read = model.read_sets(torch.randn(3, 32))[0]
+        single = [vector @ token.T for vector, token in zip(read, items.token_ND.chunk(2, 1), strict=True)]
+        assert torch.allclose(model.joined(read) @ items.token_ND.T, sum(single) / 2, atol=1e-5)
+    assert not changed[at["text"]].any()
+    assert (changed[at["image"]] == (np.arange(60) % 2 == 0)).all()
 
 
 def test_the_mean_of_the_weights_is_what_is_looked_at_and_stays(rng):

@@ -12,11 +12,12 @@ from ranker.errors import RankerError
     ("settings", "message"),
     [
         ({"history": "bag"}, "history is 'bag': set it to one of 'order', 'set'"),
-        ({"fusion": "max"}, "fusion is 'max': set it to one of 'gate', 'sum', 'concat'"),
+        ({"fusion": "max"}, "fusion is 'max': set it to one of 'gate', 'sum', 'concat', 'late'"),
         ({"prior": "als"}, "prior is 'als': set it to one of '', 'ease', 'svd'"),
         ({"precision": "float16"}, "precision is 'float16': set it to one of 'auto', 'float32', 'bfloat16'"),
         ({"history": "set"}, "no loss is left with history='set', batch_size=128 and batch_users=0: set batch_users"),
         ({"batch_size": 0}, "no loss is left with history='order', batch_size=0 and batch_users=0: set batch_users"),
+        ({"fusion": "late"}, "fusion='late' reads sets, and history is 'order': set history to 'set'"),
         ({"mean_keeps": 1.0}, "mean_keeps is 1.0"),
     ],
 )
