@@ -58,7 +58,12 @@ NEXT_CLAIMS: Final[Mapping[str, tuple[tuple[str, str, float], ...]]] = {
     "toys": (),
 }
 SET_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
-    "lastfm-2k": (VARIATIONAL, replace(VARIATIONAL, modality_dropout=0.2), DETERMINISTIC),
+    "lastfm-2k": (
+        VARIATIONAL,
+        replace(VARIATIONAL, modality_dropout=0.2),
+        replace(VARIATIONAL, fusion="late"),
+        DETERMINISTIC,
+    ),
     "movielens-1m": (DETERMINISTIC, VARIATIONAL),
 }
 NEXT_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
@@ -145,6 +150,7 @@ def _set_seeds(
 ) -> dict[str, Values]:
     """Recall@20 and NDCG@20 by user, the mean over seeds; `each` sees every trained model with the test."""
     configs: Sequence[RankerConfig] = SET_CONFIGS.get(split.name, (VARIATIONAL, DETERMINISTIC))
+    configs = [config for config in configs if config.fusion != "late" or len(known.content) > 1]
     gains: list[dict[str, Values]] = []
     settings = []
     for seed in session.seeds:
