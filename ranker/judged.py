@@ -203,7 +203,7 @@ def _curves(manifest: Mapping[str, Any]) -> list[Curve]:
 def gates_by_category(ranker: Ranker, ts: TrainingSet) -> list[Gates]:
     """Mean gate of each part of the item token, over the items of a category that have that part."""
     model = ranker.model
-    if model.config.fusion != "gate":
+    if model.encoder.fusion != "gate":
         return []
     rows = ts.items.valid_rows(int(ts.labels.timestamps_us.max()))
     inputs = ranker.item_tokens(ts.items.batch(rows)).inputs

@@ -29,6 +29,7 @@ def small(rng):
     return ClickSet.of(events, {"text": two}, {name: np.maximum(two, 0) for name in set(clicks.CONTENT) - {"text"}})
 
 
+@pytest.mark.long
 def test_methods_parts_and_regimes_are_measured_in_one_run(small, monkeypatch):
     """On planted tastes the model is above the biases in both regimes, by an interval above 0, and the claims are its figures."""
     monkeypatch.setattr(clicks, "POOLED_RESAMPLES", 20)
