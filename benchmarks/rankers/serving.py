@@ -34,6 +34,7 @@ RETRIEVED: Final = 500
 K, K_SETS = 10, 20
 BATCH: Final = 256
 CALLS: Final = 200
+ROUNDS: Final = 5
 Values = NDArray[np.float64]
 
 
@@ -145,20 +146,21 @@ def cost(sequences: Sequences, content: Content, tags: list[list[str]], tell: Te
 
 
 def _score_times(fitted: Fitted) -> dict[str, float]:
-    """Medians over users of the test."""
+    """Medians over users of the test, in the fastest of some rounds: what else the machine does only adds to them."""
     run = fitted.run
     space_ids = {modality: space.space_id for modality, space in run.ts.spaces.items()}
     ranker = in_memory(finish(fitted), fitted.vocabulary, "small", {"space_ids": space_ids})
     tokens = ranker.item_tokens(run.ts.items.batch(np.arange(len(run.ts.items))))
     row_of = {name: row for row, name in enumerate(run.ts.items.names)}
     rng, seconds = np.random.default_rng(0), []
-    for number in rng.permutation(len(run.split.test))[:CALLS]:
+    for number in np.tile(rng.permutation(len(run.split.test))[:CALLS], ROUNDS):
         user, now_us = run.split.test.users[number], int(run.split.test.timestamps_us[number])
         history = history_as_of(run.ts.events[user], now_us)
         state = UserState(history, ranker.history_tokens(history, tokens, row_of))
         rows, context = rng.choice(len(row_of), RETRIEVED, replace=False), Context(now_us)
         seconds.append(_timed(ranker, state, tokens, rows, context))
-    encode, score = np.median(seconds, axis=0)
+    rounds = np.median(np.reshape(seconds, (ROUNDS, -1, 2)), axis=1)
+    encode, score = rounds[rounds.sum(1).argmin()]
     return {"score500_ms": 1e3 * (encode + score), "read_ms": 1e3 * encode, "rank_ms": 1e3 * score}
 
 
