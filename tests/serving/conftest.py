@@ -8,12 +8,17 @@ from feature_store.home import Home
 from tests.serving.world import Running, World, make_world, new_client, running
 from triptych.client import Client
 
+DATA = "TRIPTYCH_DATA"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_environment() -> Iterator[None]:
-    """Server processes see neither the root folder, nor the Milvus, nor the encoders of the person who runs the tests."""
+    """Server processes see neither the root folder, nor the Milvus, nor the encoders of the person who runs the tests.
+
+    Where the data sets lie stays: this lasts to the end of the run, and tests of other folders may come after.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("TRIPTYCH_")]:
+        for name in [name for name in os.environ if name.startswith("TRIPTYCH_") and name != DATA]:
             patch.delenv(name)
         yield
 
