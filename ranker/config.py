@@ -188,8 +188,9 @@ PRESETS: Final[Mapping[str, RankerConfig]] = {
 def preset(name: str) -> RankerConfig:
     """The settings called `name`.
 
-    `tiny` learns from single labels, tells kinds of content apart, and attends to single events: for catalogues of hundreds of items. `small` and `base` learn the next item at all places of histories and mix in the prior: better and faster where there
-    are thousands of labels, without attention to single events: reasons by history item come from the prior.
+    `tiny` learns from single labels, tells kinds of content apart, and attends to single events: for catalogues of hundreds of items. `small` and
+    `base` learn the next item at all places of histories and mix in the prior: better and faster where there are thousands of labels. They attend to no
+    single events: reasons by history item come from the prior.
     """
     if name not in PRESETS:
         raise RankerError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")

@@ -471,17 +471,23 @@ class FusionRanker(nn.Module):
     @property
     def fused_dim(self) -> int:
         """Length of a fused vector: all that the tower holds, the bias, and one number that makes the norm 1."""
-        content = len(self.shapes.modalities) * self.config.space_dim + self._features
-        return content + self.encoder.width + self.prior.rank + 2
+        return self._similar_dim + self.encoder.width + self.prior.rank + 2
+
+    @property
+    def _similar_dim(self) -> int:
+        return len(self.shapes.modalities) * self.config.space_dim + self._features
 
     @property
     def _features(self) -> int:
         return len(self.shapes.modalities) * self.config.prototypes
 
+    def bias(self, items: Items) -> Tensor:
+        """What every user's score of an item has [N]: its own bias, and that of its popularity when training ended."""
+        return items.bias_N + self.gates.popularity * self.popularity[items.index_N]
+
     def _biased_side(self, items: Items) -> Tensor:
-        bias_N = items.bias_N + self.gates.popularity * self.popularity[items.index_N]
         prior_NR = self.prior.scale * self.prior.item_IR[items.index_N]
-        return torch.cat([similar_side(items), items.token_ND, prior_NR, bias_N[:, None]], dim=1)
+        return torch.cat([similar_side(items), items.token_ND, prior_NR, self.bias(items)[:, None]], dim=1)
 
     def fused_items(self, items: Items) -> Tensor:
         """Unit vectors [N, fused_dim] whose cosine with a user's vector orders items as the tower's score does.
@@ -497,8 +503,7 @@ class FusionRanker(nn.Module):
     def fused_user(self, user: User) -> Tensor:
         """Unit vectors [B, fused_dim]."""
         one_B1 = torch.ones_like(user.vector_BD[:, :1])
-        content = len(self.shapes.modalities) * self.config.space_dim + self._features
-        similar_BS = torch.zeros(len(one_B1), content) if user.similar_BS is None else user.similar_BS
+        similar_BS = torch.zeros(len(one_B1), self._similar_dim) if user.similar_BS is None else user.similar_BS
         return F.normalize(torch.cat([similar_BS, user.vector_BD, user.prior_BR, one_B1, 0 * one_B1], dim=1), dim=1)
 
     @torch.no_grad()

@@ -71,10 +71,13 @@ class State:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model have the mean of its weights for a while."""
-        newest = copy.deepcopy(self.model.state_dict())
+        newest = copy.deepcopy(self.model.state_dict()) if self.mean is not None else None
         self.settle()
-        yield
-        self.model.load_state_dict(newest)
+        try:
+            yield
+        finally:
+            if newest is not None:
+                self.model.load_state_dict(newest)
 
     def settle(self) -> None:
         """Give the model the mean of its weights, where there is one."""

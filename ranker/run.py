@@ -163,8 +163,7 @@ def weighed_choice(
     score_BC: Tensor, target_B: Tensor, weight_B: NDArray[np.float32] | None, smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of the choices, each weighed (`exposure.weights`); smoothing is over what may be chosen, not over what is masked."""
-    allowed_BC = score_BC > MASKED / 2
-    if smoothing and not allowed_BC.all():
+    if smoothing and not (allowed_BC := score_BC > MASKED / 2).all():
         log_chance_BC = score_BC.log_softmax(1).masked_fill(~allowed_BC, 0.0)
         even_B = log_chance_BC.sum(1) / allowed_BC.sum(1)
         loss_B = (1.0 - smoothing) * F.cross_entropy(score_BC, target_B, reduction="none") - smoothing * even_B

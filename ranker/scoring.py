@@ -186,8 +186,7 @@ def set_scores(run: Run, items: Items, met_BR: scipy.sparse.csr_matrix) -> Tenso
     """Scores [B, R] of users who met `met_BR`, without their prior."""
     user_E = np.repeat(np.arange(met_BR.shape[0]), np.diff(met_BR.indptr))
     read_XBD, _ = run.model.read_sets(bag(items.token_ND, met_BR.indices.astype(np.int64), user_E, met_BR.shape[0]))
-    popular_R = run.model.gates.popularity * run.model.popularity[items.index_N]
-    scores: Tensor = run.model.joined(read_XBD) @ items.token_ND.T + items.bias_N + popular_R
+    scores: Tensor = run.model.joined(read_XBD) @ items.token_ND.T + run.model.bias(items)
     return scores
 
 

@@ -71,7 +71,7 @@ def set_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
     mean_XBD, spread_XBD = run.model.read_sets(bag(items.token_ND, row_E[~hidden_E], user_E[~hidden_E], len(at)))
     noise_XBD = torch.randn_like(mean_XBD) * (0.5 * spread_XBD).exp() if run.config.kl_weight else 0.0
     token_XCD = torch.stack(candidates.token_ND.chunk(len(mean_XBD), dim=1))
-    logits_XBC = (mean_XBD + noise_XBD) @ token_XCD.transpose(1, 2) + _bias(run, candidates)
+    logits_XBC = (mean_XBD + noise_XBD) @ token_XCD.transpose(1, 2) + run.model.bias(candidates)
     visible_BC = torch.zeros(logits_XBC.shape[1:], dtype=torch.bool)
     visible_BC[tensor_of(user_E[~hidden_E]), tensor_of(row_E[~hidden_E])] = True
     trained_C = run.model.id_row[run.inputs.index_N] > 0
@@ -138,11 +138,7 @@ def align_loss(run: Run) -> Tensor:
 
 
 def _tower(run: Run, vector_SD: Tensor, items: Items) -> Tensor:
-    return vector_SD @ items.token_ND.T + _bias(run, items)
-
-
-def _bias(run: Run, items: Items) -> Tensor:
-    return items.bias_N + run.model.gates.popularity * run.model.popularity[items.index_N]
+    return vector_SD @ items.token_ND.T + run.model.bias(items)
 
 
 def _both(run: Run, rows: Ints) -> tuple[Items, Items]:

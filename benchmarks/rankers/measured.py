@@ -7,7 +7,6 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -35,7 +34,7 @@ from benchmarks.rankers.fusion import (
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.serving import drops, retrieval
 from benchmarks.rankers.sets import Interactions, cold_items
-from benchmarks.store.usage import memory
+from benchmarks.store.usage import forget_peak, memory
 from ranker import full_ranking
 from ranker.bootstrap import Difference, Estimate, differences, estimates
 from ranker.config import RankerConfig
@@ -90,7 +89,7 @@ class Cost:
     def watched(self) -> Iterator[None]:
         """Remember the memory of a training within; what peers held before does not count."""
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        forget_peak()
         yield
         self.peak_gb = max(self.peak_gb, memory("VmHWM") / 1024**3)
 

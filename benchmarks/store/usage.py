@@ -23,7 +23,7 @@ def used() -> Iterator[Usage]:
     """Measure the work within; a process should do so once if its peak memory counts."""
     usage = Usage()
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    forget_peak()
     resident, cpu, started = memory("VmRSS"), cpu_seconds(), time.perf_counter()
     yield usage
     usage.seconds = time.perf_counter() - started
@@ -39,6 +39,11 @@ def clocked() -> Iterator[Usage]:
     yield usage
     usage.seconds = time.perf_counter() - started
     usage.cpu_seconds = time.process_time() - cpu
+
+
+def forget_peak() -> None:
+    """Let this process's `VmHWM` be the peak from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def cpu_seconds() -> float:

@@ -131,7 +131,6 @@ def kill_rebuilds(bench, small_view, calls):
     return ends
 
 
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_rebuild_killed_before_any_of_its_changes_leaves_a_readable_view(bench, small_view, rng):
     """A kill before a random one of the calls that create, fill, rename, load and drop."""

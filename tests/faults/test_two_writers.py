@@ -179,7 +179,6 @@ def materialize():
         yield run
 
 
-@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("feast_bench", [(1_500, 1_000)], indirect=True)
 def test_the_next_materialization_mends_a_late_write(feast_bench, materialize):
