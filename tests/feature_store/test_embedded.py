@@ -103,12 +103,19 @@ def interrupted_start(home, number):
         f"embedded.start(home.Home(Path({str(home.root)!r})))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as starter:
-        while not servers_on(home):
+        while not (found := servers_on(home)):
             assert starter.poll() is None
             time.sleep(0.01)
-        time.sleep(0.1)
-        starter.send_signal(number)
-        assert starter.wait(20) != 0
+        for server in found:  # else it could be healthy, and its starter done, before the signal is sent
+            os.kill(server, signal.SIGSTOP)
+        try:
+            time.sleep(0.1)
+            starter.send_signal(number)
+            assert starter.wait(20) != 0
+        finally:
+            for server in found:
+                with suppress(ProcessLookupError):
+                    os.kill(server, signal.SIGCONT)
 
 
 def test_ctrl_c_while_starting_leaves_no_server(tmp_path):
