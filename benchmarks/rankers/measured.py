@@ -63,7 +63,8 @@ SET_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
         replace(VARIATIONAL, fusion="late"),
         DETERMINISTIC,
     ),
-    "movielens-1m": (DETERMINISTIC, VARIATIONAL),
+    # In half the epochs, and as good on validation (.2237 for .2240): the whole would take more than 25 minutes of one core.
+    "movielens-1m": (replace(DETERMINISTIC, max_epochs=100, learning_rate=1e-3, hidden_share=(0.5, 0.5)),),
 }
 NEXT_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
     "movielens-100k": (NEXT,),
