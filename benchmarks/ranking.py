@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +26,8 @@ from rich.progress import track
 from benchmarks.common import Options, Record, run
 from benchmarks.rankers import ablations, clicks, serving
 from benchmarks.rankers.films import films
-from benchmarks.rankers.fusion import VARIATIONAL, Known, Tell, spaces_of_set
+from benchmarks.rankers.fusion import Known, Tell, spaces_of_set
+from benchmarks.rankers.jobs import Jobs, Outcome, named
 from benchmarks.rankers.measured import (
     Session,
     claim_cost,
@@ -33,11 +35,11 @@ from benchmarks.rankers.measured import (
     measure_fused_next,
     measure_fused_set,
 )
-from benchmarks.rankers.sasrec import SasrecConfig, fit_sasrec
-from benchmarks.rankers.sequences import LeaveOneOut, Sequences, amazon, movielens_100k
+from benchmarks.rankers.sasrec import SasrecConfig, train_sasrec
+from benchmarks.rankers.sequences import LeaveOneOut, Sequences, amazon, judge_last, movielens_100k
 from benchmarks.rankers.sets import Interactions, Matrix, lastfm_2k, movielens_1m, subset
 from ranker.collaborative import EaseConfig, fit_ease
-from ranker.full_ranking import Places, hit_rate, joined, ndcg, places, recall
+from ranker.full_ranking import joined, ndcg, places, recall
 
 SETS: Final[dict[str, Callable[[], Interactions]]] = {"movielens-1m": movielens_1m, "lastfm-2k": lastfm_2k}
 COLD_SET: Final = "movielens-1m-cold"
@@ -89,21 +91,29 @@ DECAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How long, and how often."""
+    """How long, how often, and how many at once."""
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help="training time of each SASRec at most (default %(default)s)"
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each trained model (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda: train there (default %(default)s); costs are claimed of the CPU only"
+    )
+    parser.add_argument(
+        "--kept", type=Path, help="folder that keeps each training's outcome: a run that was cut off goes on from there"
+    )
 
 
 def measure_all(options: Options, record: Record) -> None:
     """Every wanted set that is there."""
-    record.note("options", dict(options.values))
+    record.note("options", {name: value for name, value in options.values.items() if name != "kept"})
+    jobs = Jobs(options.values.get("processes", 1), options.values.get("kept"), options.values.get("device", "cpu"))
     seeds, minutes = (options.values.get("seeds", SEEDS), options.values.get("minutes", MINUTES))
     if options.quick:
         seeds, minutes = 1, 0.1
     with telling() as tell:
-        session = Session(range(seeds), record, tell)
+        session = Session(range(seeds), record, tell, jobs)
         for name in PARTS:
             if options.wants(name):
                 try:
@@ -150,7 +160,7 @@ def _measure(name: str, quick: bool, seconds: float, session: Session) -> None:
     else:
         sequences = ORDERED[name]()
         split = LeaveOneOut.of(sequences)
-        sasrec = measure_ordered(name, split, session.seeds, seconds, session.record)
+        sasrec = measure_ordered(name, split, seconds, session)
         content, tags = films(sequences.item_names, session.tell) if name == "movielens-100k" else ({}, [])
         measure_fused_next(name, split, Known("fusion", content, tags), sasrec, session)
 
@@ -165,17 +175,16 @@ def _cost(session: Session) -> None:
 
 
 def _ablations(name: str, quick: bool, session: Session) -> None:
+    measure: ablations.Measure
     if name == ABLATED_SETS:
-        split = _quickly(lastfm_2k(), quick)
+        split, config, metric = _quickly(lastfm_2k(), quick), ablations.SHORTER_SETS, f"ndcg_{K}"
         table = ablations.variants(spaces_of_set(split), (), ordered=False)
-        measure = ablations.on_sets(split, VARIATIONAL, session.say(name))
-        metric = f"ndcg_{K}"
+        measure = partial(ablations.ablate_set, split, config)
     else:
-        sequences = movielens_100k()
+        sequences, config, metric = movielens_100k(), ablations.SHORTER_NEXT, f"ndcg_{K_LAST}"
         table = ablations.variants(*films(sequences.item_names, session.tell), ordered=True)
-        measure = ablations.on_next(LeaveOneOut.of(sequences), ablations.SHORTER, session.say(name))
-        metric = f"ndcg_{K_LAST}"
-    ablations.measure_ablations(name.removesuffix("-ablations"), metric, table, measure, session.seeds, session.record)
+        measure = partial(ablations.ablate_next, LeaveOneOut.of(sequences), config)
+    ablations.measure_ablations(name.removesuffix("-ablations"), metric, table, config, measure, session)
 
 
 def _quickly(split: Interactions, quick: bool) -> Interactions:
@@ -241,17 +250,15 @@ def judge(score: Callable[[Matrix], NDArray[np.float32]], train: Matrix, wanted:
 # ---- sets with an order ----------------------------------------------------------------------------------------------
 
 
-def measure_ordered(
-    name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float, record: Record
-) -> dict[str, NDArray[np.float64]]:
+def measure_ordered(name: str, split: LeaveOneOut, seconds: float, session: Session) -> dict[str, NDArray[np.float64]]:
     """Popularity, EASE over sets, the prior over histories that fade, and SASRec over some seeds, whose metrics by user are returned."""
     histories = split.sequences.matrix(split.train)
     results = {"popularity": judge_last(split, popularity(histories)(histories), split.test)}
     results["ease"] = _best_prior(name, split, PLAIN_ORDERED[name], (0.0,))
     results["prior"] = _best_prior(name, split, PRIORS_ORDERED[name], DECAYS)
-    results["sasrec"], gains = _sasrec(name, split, seeds, seconds)
+    results["sasrec"], gains = _sasrec(name, split, seconds, session)
     for method, found in results.items():
-        record.note(f"{name} {method}", found)
+        session.record.note(f"{name} {method}", found)
     return gains
 
 
@@ -273,41 +280,28 @@ def _best_prior(
 
 
 def _sasrec(
-    name: str, split: LeaveOneOut, seeds: Sequence[int], seconds: float
+    name: str, split: LeaveOneOut, seconds: float, session: Session
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
     """SASRec by the settings that are best on validation: its mean over the seeds, and that of each user."""
-    console = Console(stderr=True)
 
-    def fit(config: SasrecConfig, seed: int) -> Any:
-        console.print(f"{name}: SASRec, seed {seed}, {config}")
-        return fit_sasrec(split, config, seed, seconds)
+    def fit(configs: Sequence[SasrecConfig], seeds: Sequence[int]) -> list[Outcome]:
+        wanted = {
+            named(name, "SASRec", f"seed {seed}", settings=[config, seconds]): partial(train_sasrec, split, config, seed, seconds)
+            for config in configs
+            for seed in seeds
+        }  # fmt: skip
+        return session.jobs.run(wanted, session.tell)
 
-    tried = [fit(config, seeds[0]) for config in PEERS[name]]
-    at = int(np.argmax([fitted.ndcg for fitted in tried]))
-    fitted = [tried[at], *(fit(PEERS[name][at], seed) for seed in seeds[1:])]
-    gains = [gains_of_last(split, one.test, split.test) for one in fitted]
-    means = {metric: np.mean([one[metric] for one in gains], axis=0) for metric in gains[0]}
+    tried = fit(PEERS[name], session.seeds[:1])
+    at = int(np.argmax([one.about["validation"] for one in tried]))
+    fitted = [tried[at], *fit(PEERS[name][at : at + 1], session.seeds[1:])]
+    means = {metric: np.mean([one.gains[metric] for one in fitted], axis=0) for metric in fitted[0].gains}
     return {
         **{metric: round(float(values.mean()), 4) for metric, values in means.items()},
-        "ndcg_by_seed": [round(float(one[f"ndcg_{K_LAST}"].mean()), 4) for one in gains],
-        "epochs": [one.epochs for one in fitted],
-        "minutes": [round(one.seconds / 60, 1) for one in fitted],
+        "ndcg_by_seed": [round(float(one.gains[f"ndcg_{K_LAST}"].mean()), 4) for one in fitted],
+        **{told: [one.about[told] for one in fitted] for told in ("epochs", "minutes")},
         "settings": str(asdict(PEERS[name][at])),
     }, means
-
-
-def judge_last(split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]) -> dict[str, Any]:
-    """HR@10 and NDCG@10 of one held-out event a user among all items that the user had not met before it."""
-    gains = gains_of_last(split, scores, events)
-    return {metric: round(float(values.mean()), 4) for metric, values in gains.items()}
-
-
-def gains_of_last(
-    split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
-    """The same by user."""
-    found: Places = places(np.asarray(scores), split.relevant(events), split.met_before(events))
-    return {f"hr_{K_LAST}": hit_rate(found, K_LAST), f"ndcg_{K_LAST}": ndcg(found, K_LAST)}
 
 
 if __name__ == "__main__":

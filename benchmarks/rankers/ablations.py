@@ -4,16 +4,17 @@
 alone` and its like know an item by that modality and nothing else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import Record
 from benchmarks.rankers.fusion import (
     NEXT,
+    VARIATIONAL,
     Known,
     Tags,
     Tell,
@@ -23,6 +24,8 @@ from benchmarks.rankers.fusion import (
     train_next,
     train_set,
 )
+from benchmarks.rankers.jobs import Outcome, named
+from benchmarks.rankers.measured import Session
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.sets import Interactions
 from benchmarks.rankers.training_sets import Content
@@ -34,9 +37,9 @@ Values = NDArray[np.float64]
 NO_DROPOUT: Final = {"dropout": 0.0, "content_dropout": 0.0, "modality_dropout": 0.0, "id_dropout": 0.0}
 FACTORS: Final = 64
 WHOLE: Final = "gate"
-SHORTER: Final = replace(
-    NEXT, history_length=50, max_epochs=30, patience=3
-)  # a third of the time: there are 39 trainings
+# A third of the time: there are 36 trainings and more of each.
+SHORTER_NEXT: Final = replace(NEXT, history_length=50, max_epochs=30, patience=3)
+SHORTER_SETS: Final = replace(VARIATIONAL, max_epochs=60, learning_rate=2e-3)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Variant:
     known: Known
 
 
-Measured = tuple[Values, Values | None]  # by user: without the prior, and with it where it was asked for
-Measure = Callable[[Variant, int, bool], Measured]
+Measure = Callable[
+    [Variant, int, bool, Tell], Outcome
+]  # a variant's training by a seed; with the prior where that is asked for
 
 
 def variants(content: Content, tags: Tags, *, ordered: bool) -> dict[str, Variant]:
@@ -72,51 +76,51 @@ def variants(content: Content, tags: Tags, *, ordered: bool) -> dict[str, Varian
 
 
 def measure_ablations(
-    name: str, metric: str, table: Mapping[str, Variant], measure: Measure, seeds: Sequence[int], record: Record
+    name: str,
+    metric: str,
+    table: Mapping[str, Variant],
+    config: RankerConfig,
+    measure: Measure,
+    session: Session,
 ) -> None:
     """A detail for each row: the metric's mean over seeds and users, its interval over users, and each seed's."""
+    wanted = {
+        named(name, row, f"seed {seed}", settings=[replace(config, **variant.changes)]): partial(measure, variant, seed, row == WHOLE)
+        for row, variant in table.items()
+        for seed in session.seeds
+    }  # fmt: skip
+    outcomes, seeds = session.jobs.run(wanted, session.tell), len(session.seeds)
     found: dict[str, list[Values]] = {}
-    for row, variant in table.items():
-        measured = [measure(variant, seed, row == WHOLE) for seed in seeds]
-        found[row] = [without for without, _ in measured]
+    for at, row in enumerate(table):
+        ones = outcomes[at * seeds : (at + 1) * seeds]
+        found[row] = [one.gains["without"] for one in ones]
         if row == WHOLE:
-            found[f"{WHOLE} and prior"] = [mixed for _, mixed in measured if mixed is not None]
+            found[f"{WHOLE} and prior"] = [one.gains["mixed"] for one in ones if "mixed" in one.gains]
     means = {row: np.mean(values, axis=0) for row, values in found.items()}
     for row, one in estimates(means).items():
         by_seed = [round(float(values.mean()), 4) for values in found[row]]
         numbers = {metric: round(float(means[row].mean()), 4), "low": round(one.low, 4), "high": round(one.high, 4)}
-        record.note(f"{name} ablation {row}", {**numbers, "by_seed": by_seed})
+        session.record.note(f"{name} ablation {row}", {**numbers, "by_seed": by_seed})
 
 
-def on_next(split: LeaveOneOut, config: RankerConfig, tell: Tell) -> Measure:
+def ablate_next(split: LeaveOneOut, config: RankerConfig, variant: Variant, seed: int, prior: bool, tell: Tell) -> Outcome:  # fmt: skip
     """NDCG@10 by user, where the last event is held out."""
-
-    def measure(variant: Variant, seed: int, prior: bool) -> Measured:
-        changed = replace(config, **variant.changes)
-        _, trained = train_next(split, variant.known, [changed], seed, tell, mixed=prior)
-        return _both(trained, lambda: gains_of_next(trained)["ndcg_10"])
-
-    return measure
+    changed = replace(config, **variant.changes)
+    _, trained = train_next(split, variant.known, [changed], seed, tell, mixed=prior)
+    return _both(trained, lambda: gains_of_next(trained)["ndcg_10"])
 
 
-def on_sets(split: Interactions, config: RankerConfig, tell: Tell) -> Measure:
+def ablate_set(split: Interactions, config: RankerConfig, variant: Variant, seed: int, prior: bool, tell: Tell) -> Outcome:  # fmt: skip
     """NDCG@20 by user of a set."""
-
-    def measure(variant: Variant, seed: int, prior: bool) -> Measured:
-        changed = replace(config, **variant.changes)
-        _, trained, test = train_set(split, variant.known, [changed], seed, tell, mixed=prior)
-        return _both(trained, lambda: full_ranking.ndcg(places_of_sets(trained, test), 20))
-
-    return measure
+    changed = replace(config, **variant.changes)
+    _, trained, test = train_set(split, variant.known, [changed], seed, tell, mixed=prior)
+    return _both(trained, lambda: full_ranking.ndcg(places_of_sets(trained, test), 20))
 
 
-def _both(trained: Trained, values: Callable[[], Values]) -> Measured:
+def _both(trained: Trained, values: Callable[[], Values]) -> Outcome:
     """Judge without the prior, and with it where there is one."""
     if trained.mix is None:
-        return values(), None
+        return Outcome({"without": values()})
     mixed, prior = values(), trained.fitted.model.prior
-    scale = prior.scale.clone()
     prior.scale.zero_()
-    without = values()
-    prior.scale.copy_(scale)
-    return without, mixed
+    return Outcome({"without": values(), "mixed": mixed})

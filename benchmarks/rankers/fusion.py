@@ -45,6 +45,7 @@ PLAIN: Final = RankerConfig(
     batch_users=64,
     threads=0,
     max_candidates=1_000_000,
+    precision="float32",  # so that a GPU gives what the CPU gives
 )
 VARIATIONAL: Final = replace(
     PLAIN, history="set", layers=0, dim=400, set_dim=400, content_dim=200, history_length=8, dropout=0.0, kl_weight=0.2,
@@ -187,7 +188,9 @@ def places_of_sets(trained: Trained, labels: Labels, items: NDArray[np.int64] | 
     met: Matrix = sets.met if items is None else scipy.sparse.csr_matrix(sets.met.shape, dtype=np.float32)
     return full_ranking.joined(
         [
-            full_ranking.places(scores[:, at].numpy(), sets.relevant[users][:, at], met[users][:, at], int(users[0]))
+            full_ranking.places(
+                scores[:, at].cpu().numpy(), sets.relevant[users][:, at], met[users][:, at], int(users[0])
+            )
             for users, scores in scoring.scores()
         ]
     )

@@ -4,10 +4,10 @@ Settings are chosen with the first seed, on validation; the other seeds reuse th
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from benchmarks.rankers.fusion import (
     train_next,
     train_set,
 )
+from benchmarks.rankers.jobs import Job, Jobs, Outcome, named
 from benchmarks.rankers.sequences import LeaveOneOut
 from benchmarks.rankers.serving import drops, retrieval
 from benchmarks.rankers.sets import Interactions, cold_items
@@ -38,7 +39,6 @@ from benchmarks.store.usage import forget_peak, memory
 from ranker import full_ranking
 from ranker.bootstrap import Difference, Estimate, differences, estimates
 from ranker.config import RankerConfig
-from ranker.data import Labels
 
 Values = NDArray[np.float64]
 K: Final = 20
@@ -76,29 +76,34 @@ NEXT_CONFIGS: Final[Mapping[str, Sequence[RankerConfig]]] = {
 COST: Final = "cost of"
 
 
+T = TypeVar("T")
+
+
 class Cost:
-    """The longest training of one seed, and the most memory that this process held in one, of the part that is being measured."""
+    """The longest training of one seed, and the most memory that a process held in one, of the part that is being measured."""
 
     def __init__(self) -> None:
         self.minutes = self.peak_gb = 0.0
 
-    def add(self, trained: Trained) -> None:
-        """Remember how long one seed's training took."""
-        self.minutes = max(self.minutes, trained.minutes)
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Remember the memory of a training within; what peers held before does not count."""
-        gc.collect()
-        forget_peak()
-        yield
-        self.peak_gb = max(self.peak_gb, memory("VmHWM") / 1024**3)
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Remember what trainings cost."""
+        for outcome in outcomes:
+            self.minutes = max(self.minutes, outcome.about["minutes"])
+            self.peak_gb = max(self.peak_gb, outcome.about["peak_gb"])
 
     def note(self, name: str, record: Record) -> None:
         """Say what the part cost, and begin anew."""
         if self.minutes:
             record.note(f"{COST} {name}", {"minutes": round(self.minutes, 2), "peak_gb": round(self.peak_gb, 2)})
         self.minutes = self.peak_gb = 0.0
+
+
+def with_peak(train: Callable[[], T]) -> tuple[T, float]:
+    """What `train` returns, and the most memory (GiB) of this process meanwhile; what was held before and is gone does not count."""
+    gc.collect()
+    forget_peak()
+    found = train()
+    return found, memory("VmHWM") / 1024**3
 
 
 def claim_cost(record: Record, before: Mapping[str, Any]) -> None:
@@ -117,11 +122,35 @@ class Session:
     seeds: Sequence[int]
     record: Record
     tell: Tell
+    jobs: Jobs = field(default_factory=Jobs)
     cost: Cost = field(default_factory=Cost)
 
-    def say(self, *what: object) -> Callable[[str], None]:
-        """Tells lines that begin with what is being done."""
-        return lambda line: self.tell(f"{', '.join(map(str, what))}: {line}")
+    def over_seeds(
+        self, what: Sequence[object], configs: Sequence[RankerConfig], job: Callable[[Sequence[RankerConfig], int], Job]
+    ) -> tuple[list[Outcome], RankerConfig]:
+        """An outcome for each seed, of the settings that the first one chose, and these; `job` trains one seed by the best of some settings."""
+
+        def run(configs: Sequence[RankerConfig], seeds: Sequence[int]) -> list[Outcome]:
+            wanted = {named(*what, f"seed {seed}", settings=configs): job(configs, seed) for seed in seeds}
+            return self.jobs.run(wanted, self.tell)
+
+        done: list[Outcome] = []
+        if len(configs) > 1:
+            done = run(configs, self.seeds[:1])
+            configs = [configs[done[0].about["config"]]]
+        done += run(configs, self.seeds[len(done) :])
+        self.cost_of(done)
+        return done, configs[0]
+
+    def cost_of(self, outcomes: Sequence[Outcome]) -> None:
+        """Remember what trainings cost, on the CPU: the claims are of two cores."""
+        if self.jobs.device == "cpu":
+            self.cost.add(outcomes)
+
+
+def _about(trained: Trained, peak_gb: float) -> dict[str, Any]:
+    """What is told of every training."""
+    return {"run": trained.settings, "minutes": trained.minutes, "peak_gb": peak_gb}
 
 
 # ---- sets ------------------------------------------------------------------------------------------------------------
@@ -130,13 +159,13 @@ class Session:
 def measure_fused_set(split: Interactions, session: Session) -> None:
     """The whole model; where there are several modalities, each alone; and how much the best of those is surpassed."""
     content = spaces_of_set(split)
-    lost: list[dict[str, float]] = []
     known, record = Known("fusion", content, tags_of(split)), session.record
-    found = _set_seeds(split, known, session, lambda trained, test: lost.append(drops(trained, test)))
+    found, outcomes = _set_seeds(split, known, session)
     if split.name == "lastfm-2k":
-        alone = {name: _set_seeds(split, Known(f"{name} alone", {name: content[name]}), session) for name in content}
+        alone = {name: _set_seeds(split, Known(f"{name} alone", {name: content[name]}), session)[0] for name in content}
         best = max(float(one["ndcg_20"].mean()) for one in alone.values())
         record.claim("lastfm_fused_over_best_single", float(found["ndcg_20"].mean()) / best, "x", bar=1.0)
+    lost = [one.about["lost"] for one in outcomes]
     means = {name: float(np.mean([one[name] for one in lost])) for name in lost[0]}
     record.note(f"{split.name} lost without", {name: round(value, 4) for name, value in means.items()})
     if split.name == "movielens-1m":
@@ -145,25 +174,25 @@ def measure_fused_set(split: Interactions, session: Session) -> None:
         record.claim(claim, float(found[metric].mean()), metric, bar=bar)
 
 
-def _set_seeds(
-    split: Interactions, known: Known, session: Session, each: Callable[[Trained, Labels], None] = lambda *_: None
-) -> dict[str, Values]:
-    """Recall@20 and NDCG@20 by user, the mean over seeds; `each` sees every trained model with the test."""
+def _set_seeds(split: Interactions, known: Known, session: Session) -> tuple[dict[str, Values], list[Outcome]]:
+    """Recall@20 and NDCG@20 by user, the mean over seeds, and each seed's outcome."""
     configs: Sequence[RankerConfig] = SET_CONFIGS.get(split.name, (VARIATIONAL, DETERMINISTIC))
     configs = [config for config in configs if config.fusion != "late" or len(known.content) > 1]
-    gains: list[dict[str, Values]] = []
-    settings = []
-    for seed in session.seeds:
-        say = session.say(split.name, known.what, f"seed {seed}")
-        with session.cost.watched():
-            config, trained, test = train_set(split, known, configs, seed, say)
-        configs = (config,)
-        found = places_of_sets(trained, test)
-        gains.append({"recall_20": full_ranking.recall(found, K), "ndcg_20": full_ranking.ndcg(found, K)})
-        settings.append(trained.settings)
-        session.cost.add(trained)
-        each(trained, test)
-    return _noted(session.record, f"{split.name} {known.what}", gains, settings, configs[0])
+    outcomes, config = session.over_seeds(
+        (split.name, known.what), configs, lambda configs, seed: partial(train_set_seed, split, known, configs, seed)
+    )
+    return _noted(session.record, f"{split.name} {known.what}", outcomes, config), outcomes
+
+
+def train_set_seed(
+    split: Interactions, known: Known, configs: Sequence[RankerConfig], seed: int, tell: Tell
+) -> Outcome:
+    """One seed: Recall@20 and NDCG@20 by user of the test, and what is lost without each modality."""
+    (config, trained, test), peak_gb = with_peak(lambda: train_set(split, known, configs, seed, tell))
+    found = places_of_sets(trained, test)
+    gains = {"recall_20": full_ranking.recall(found, K), "ndcg_20": full_ranking.ndcg(found, K)}
+    about = {"config": configs.index(config), "lost": drops(trained, test)}
+    return Outcome(gains, about | _about(trained, peak_gb))
 
 
 def measure_fused_cold(split: Interactions, session: Session) -> None:
@@ -174,7 +203,15 @@ def measure_fused_cold(split: Interactions, session: Session) -> None:
         Known("ids", {}),
     )
     record = session.record
-    found = {known.what: _cold_seeds(split, known, session) for known in variants}
+    wanted: dict[str, Job] = {
+        named(split.name, "cold", known.what, f"seed {seed}", settings=[COLD]): partial(train_cold_seed, split, known, seed)
+        for known in variants
+        for seed in session.seeds
+    }  # fmt: skip
+    outcomes, seeds = session.jobs.run(wanted, session.tell), len(session.seeds)
+    session.cost_of(outcomes)
+    by_what = {known.what: outcomes[at * seeds : (at + 1) * seeds] for at, known in enumerate(variants)}
+    found = {what: _cold_means(f"{split.name} cold {what}", ones, record) for what, ones in by_what.items()}
     for claim, metric, bar in COLD_CLAIMS:
         record.claim(claim, found["fusion"][metric], metric, bar=bar)
     gain = min(found["fusion"][metric] - found["without image"][metric] for _, metric, _ in COLD_CLAIMS)
@@ -182,24 +219,29 @@ def measure_fused_cold(split: Interactions, session: Session) -> None:
     record.claim("ml1m_cold_full_over_id", found["fusion"]["ndcg_20"] / found["ids"]["ndcg_20"], "x", bar=3.0)
 
 
-def _cold_seeds(split: Interactions, known: Known, session: Session) -> dict[str, float]:
-    """Recall@20, NDCG@20 and GAUC among held-out items, the mean over the draws of them."""
-    metrics, settings = [], []
-    for seed in session.seeds:
-        everything, _, held = cold_items(split, seed)
-        say = session.say(split.name, "cold", known.what, f"seed {seed}")
-        with session.cost.watched():
-            trained, test = train_cold(everything, held, known, COLD, seed, say)
-        found = places_of_sets(trained, test, held)
-        recall, ndcg = full_ranking.recall(found, K), full_ranking.ndcg(found, K)
-        metrics.append({"recall_20": recall.mean(), "ndcg_20": ndcg.mean(), "gauc": full_ranking.gauc(found)})
-        settings.append(trained.settings)
-        session.cost.add(trained)
-    means = {name: float(np.mean([one[name] for one in metrics])) for name in metrics[0]}
-    by_seed = [{name: round(float(value), 4) for name, value in one.items()} for one in metrics]
-    about = {"by_seed": by_seed, "settings": described(COLD), "runs": settings}
-    rounded = {name: round(value, 4) for name, value in means.items()}
-    session.record.note(f"{split.name} cold {known.what}", {**rounded, **about})
+def train_cold_seed(split: Interactions, known: Known, seed: int, tell: Tell) -> Outcome:
+    """One draw of held-out items: Recall@20, NDCG@20 and GAUC among them."""
+    everything, _, held = cold_items(split, seed)
+    (trained, test), peak_gb = with_peak(lambda: train_cold(everything, held, known, COLD, seed, tell))
+    found = places_of_sets(trained, test, held)
+    means = {
+        "recall_20": float(full_ranking.recall(found, K).mean()),
+        "ndcg_20": float(full_ranking.ndcg(found, K).mean()),
+        "gauc": float(full_ranking.gauc(found)),
+    }
+    return Outcome({}, {"means": means} | _about(trained, peak_gb))
+
+
+def _cold_means(name: str, outcomes: Sequence[Outcome], record: Record) -> dict[str, float]:
+    """The mean over the draws."""
+    by_seed = [one.about["means"] for one in outcomes]
+    means = {metric: float(np.mean([one[metric] for one in by_seed])) for metric in by_seed[0]}
+    about = {
+        "by_seed": [{metric: round(value, 4) for metric, value in one.items()} for one in by_seed],
+        "settings": described(COLD),
+        "runs": [one.about["run"] for one in outcomes],
+    }
+    record.note(name, {**{metric: round(value, 4) for metric, value in means.items()}, **about})
     return means
 
 
@@ -210,22 +252,26 @@ def measure_fused_next(
     name: str, split: LeaveOneOut, known: Known, sasrec: Mapping[str, Values], session: Session
 ) -> None:
     """The whole model against SASRec of the same run: `sasrec` has its metrics by user, the mean over seeds."""
-    configs: Sequence[RankerConfig] = NEXT_CONFIGS.get(name, (NEXT_IDS,))
-    gains, settings, retrieved = [], [], []
-    for seed in session.seeds:
-        say = session.say(name, known.what, f"seed {seed}")
-        with session.cost.watched():
-            config, trained = train_next(split, known, configs, seed, say)
-        configs = (config,)
-        gains.append(dict(gains_of_next(trained)))
-        settings.append(trained.settings)
-        session.cost.add(trained)
-        retrieved.append(retrieval(trained.fitted))
-    found = _noted(session.record, f"{name} {known.what}", gains, settings, configs[0])
+    outcomes, config = session.over_seeds(
+        (name, known.what),
+        NEXT_CONFIGS.get(name, (NEXT_IDS,)),
+        lambda configs, seed: partial(train_next_seed, split, known, configs, seed),
+    )
+    found = _noted(session.record, f"{name} {known.what}", outcomes, config)
     for claim, metric, bar in NEXT_CLAIMS.get(name, ()):
         session.record.claim(claim, float(found[metric].mean()), metric, bar=bar)
     _against_sasrec(name, found, sasrec, session.record)
-    _retrieved(name, retrieved, session.record)
+    _retrieved(name, [one.about["retrieval"] for one in outcomes], session.record)
+
+
+def train_next_seed(
+    split: LeaveOneOut, known: Known, configs: Sequence[RankerConfig], seed: int, tell: Tell
+) -> Outcome:
+    """One seed: HR@10 and NDCG@10 by user of the test, and how well its fused vectors retrieve."""
+    (config, trained), peak_gb = with_peak(lambda: train_next(split, known, configs, seed, tell))
+    gains = gains_of_next(trained)
+    about = {"config": configs.index(config), "retrieval": retrieval(trained.fitted)}
+    return Outcome(gains, about | _about(trained, peak_gb))
 
 
 def _retrieved(name: str, found: Sequence[Mapping[str, float]], record: Record) -> None:
@@ -254,14 +300,9 @@ def _against_sasrec(name: str, found: Mapping[str, Values], sasrec: Mapping[str,
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _noted(
-    record: Record,
-    name: str,
-    gains: Sequence[Mapping[str, Values]],
-    settings: Sequence[Mapping[str, Any]],
-    config: RankerConfig,
-) -> dict[str, Values]:
+def _noted(record: Record, name: str, outcomes: Sequence[Outcome], config: RankerConfig) -> dict[str, Values]:
     """Means over seeds by user; the record gets their mean and interval, each seed's mean, and the settings."""
+    gains = [one.gains for one in outcomes]
     means = {metric: np.mean([one[metric] for one in gains], axis=0) for metric in gains[0]}
     record.note(
         name,
@@ -270,7 +311,7 @@ def _noted(
             "intervals": {metric: _rounded(one) for metric, one in estimates(means).items()},
             "by_seed": [{metric: round(float(values.mean()), 4) for metric, values in one.items()} for one in gains],
             "settings": described(config),
-            "runs": list(settings),
+            "runs": [one.about["run"] for one in outcomes],
         },
     )
     return means

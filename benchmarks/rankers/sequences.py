@@ -12,9 +12,11 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from benchmarks.rankers.sets import Matrix, data_folder
+from ranker.full_ranking import hit_rate, ndcg, places
 from ranker.leakage import check_split
 from ranker.protocols import Role
 
+K: Final = 10
 LEAST_EVENTS: Final = 3  # one to learn from, one for validation, one for the test
 Ints = NDArray[np.int64]
 
@@ -131,3 +133,17 @@ def _sorted(name: str, users: Any, items: Any, times: Ints, ratings: NDArray[np.
         ratings[order],
         tuple(names.tolist()),
     )
+
+
+def judge_last(split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]) -> dict[str, Any]:
+    """HR@10 and NDCG@10 of one held-out event a user among all items that the user had not met before it."""
+    gains = gains_of_last(split, scores, events)
+    return {metric: round(float(values.mean()), 4) for metric, values in gains.items()}
+
+
+def gains_of_last(
+    split: LeaveOneOut, scores: NDArray[np.floating[Any]], events: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The same by user."""
+    found = places(np.asarray(scores), split.relevant(events), split.met_before(events))
+    return {f"hr_{K}": hit_rate(found, K), f"ndcg_{K}": ndcg(found, K)}

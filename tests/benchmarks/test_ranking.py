@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import ranking
 from benchmarks.common import Options, Record
+from benchmarks.rankers.measured import Session
 from benchmarks.rankers.sequences import LeaveOneOut, Sequences
 from benchmarks.rankers.sets import VARIABLE, cold_items, data_folder, lastfm_2k, matrix, movielens_1m, tag_matrix
 from ranker.collaborative import EaseConfig
@@ -49,7 +50,7 @@ def test_ordered_sets_are_measured_too(rng):
     item = (np.repeat(start, 8) + np.tile(np.arange(8), 60)) % 15
     events = Sequences("movielens-100k", user, item, np.arange(480), np.full(480, np.nan), tuple("abcdefghijklmno"))
     record = Record()
-    gains = ranking.measure_ordered("movielens-100k", LeaveOneOut.of(events), range(2), 4.0, record)
+    gains = ranking.measure_ordered("movielens-100k", LeaveOneOut.of(events), 4.0, Session(range(2), record, print))
     found = {name.split()[1]: detail for name, detail in record.details.items()}
     assert list(found) == ["popularity", "ease", "prior", "sasrec"]
     assert found["prior"]["ndcg_10"] >= found["ease"]["ndcg_10"] - 0.1

@@ -1,0 +1,115 @@
+"""Trainings as jobs: each in a process of its own where several may run at once, and kept in a folder, so that a run that was cut off goes on."""
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+Values = NDArray[np.float64]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of a training: metrics by user, and what a table tells of it (JSON-serialisable)."""
+
+    gains: Mapping[str, Values]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+Job = Callable[[Tell], Outcome]
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """How jobs are done: at most so many at once, where their outcomes are kept (None: nowhere), and on which of torch's devices.
+
+    The name of a job says all that its outcome depends on but the code and the data: delete the folder when those change.
+    """
+
+    processes: int = 1
+    folder: Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` where nothing could run."""
+        if self.processes < 1:
+            raise ValueError(f"--processes is {self.processes}: set it to 1 or more")
+
+    def run(self, jobs: Mapping[str, Job], tell: Tell) -> list[Outcome]:
+        """The outcomes in the order of `jobs`, those kept before among them. Jobs have to be picklable where several run at once."""
+        found = {name: kept for name in jobs if (kept := self._kept(name)) is not None}
+        for name, outcome in self._done({name: job for name, job in jobs.items() if name not in found}, tell):
+            found[name] = outcome
+            self._keep(name, outcome)
+        return [found[name] for name in jobs]
+
+    def _done(self, jobs: Mapping[str, Job], tell: Tell) -> Iterator[tuple[str, Outcome]]:
+        if jobs and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device is {self.device}, and this machine has no CUDA GPU: leave it out")
+        if self.processes == 1 or len(jobs) < 2:
+            for name, job in jobs.items():
+                yield name, _on(self.device, job, telling(name, tell))
+            return
+        threads = max(1, torch.get_num_threads() // self.processes)
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with ProcessPoolExecutor(
+            self.processes, context, torch.set_num_threads, (threads,), max_tasks_per_child=1
+        ) as pool:
+            futures = {pool.submit(_alone, self.device, job): name for name, job in jobs.items()}
+            for number, future in enumerate(as_completed(futures), start=1):
+                tell(f"{number} of {len(futures)} trainings done, the last: {futures[future]}")
+                yield futures[future], future.result()
+
+    def _path(self, name: str) -> Path | None:
+        key = hashlib.sha256(f"{name} on {self.device}".encode()).hexdigest()[:16]
+        return self.folder / f"{key}.npz" if self.folder else None
+
+    def _kept(self, name: str) -> Outcome | None:
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        with np.load(path) as held:
+            about = json.loads(str(held["about"]))
+            gains = {key.removeprefix("gain "): held[key] for key in held if key.startswith("gain ")}
+        Console(stderr=True).print(f"kept before: {name}", markup=False)
+        return Outcome(gains, about["about"])
+
+    def _keep(self, name: str, outcome: Outcome) -> None:
+        path = self._path(name)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps({"name": name, "about": outcome.about})
+        temporary = path.with_name(f".{path.stem}.tmp.npz")
+        np.savez(temporary, about=np.array(about), **{f"gain {key}": values for key, values in outcome.gains.items()})
+        temporary.replace(path)
+
+
+def telling(name: str, tell: Tell) -> Tell:
+    """Tells lines that begin with what is being done."""
+    return lambda line: tell(f"{name.partition(';')[0]}: {line}")
+
+
+def named(*what: object, settings: Iterable[object] = ()) -> str:
+    """A job's name: what people call it, and after a semicolon the settings that it chooses among."""
+    return f"{', '.join(map(str, what))}; {' | '.join(map(str, settings))}"
+
+
+def _alone(device: str, job: Job) -> Outcome:
+    return _on(device, job, lambda _: None)
+
+
+def _on(device: str, job: Job, tell: Tell) -> Outcome:
+    with nullcontext() if device == "cpu" else torch.device(device):
+        return job(tell)
