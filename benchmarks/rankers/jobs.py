@@ -68,7 +68,7 @@ class Jobs:
         ) as pool:
             futures = {pool.submit(_alone, self.device, job): name for name, job in jobs.items()}
             for number, future in enumerate(as_completed(futures), start=1):
-                tell(f"{number} of {len(futures)} trainings done, the last: {futures[future]}")
+                tell(f"{number} of {len(futures)} trainings done, the last: {_short(futures[future])}")
                 yield futures[future], future.result()
 
     def _path(self, name: str) -> Path | None:
@@ -82,7 +82,7 @@ class Jobs:
         with np.load(path) as held:
             about = json.loads(str(held["about"]))
             gains = {key.removeprefix("gain "): held[key] for key in held if key.startswith("gain ")}
-        Console(stderr=True).print(f"kept before: {name}", markup=False)
+        Console(stderr=True).print(f"kept before: {_short(name)}", markup=False)
         return Outcome(gains, about["about"])
 
     def _keep(self, name: str, outcome: Outcome) -> None:
@@ -98,12 +98,16 @@ class Jobs:
 
 def telling(name: str, tell: Tell) -> Tell:
     """Tells lines that begin with what is being done."""
-    return lambda line: tell(f"{name.partition(';')[0]}: {line}")
+    return lambda line: tell(f"{_short(name)}: {line}")
 
 
 def named(*what: object, settings: Iterable[object] = ()) -> str:
     """A job's name: what people call it, and after a semicolon the settings that it chooses among."""
     return f"{', '.join(map(str, what))}; {' | '.join(map(str, settings))}"
+
+
+def _short(name: str) -> str:
+    return name.partition(";")[0]
 
 
 def _alone(device: str, job: Job) -> Outcome:

@@ -68,7 +68,7 @@ def test_no_processes_is_no_setting():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_asked_for_only_by_work(tmp_path):
-    """What was trained on a GPU can be read anywhere, and counts for that device alone."""
+    """What was trained on the CPU does not stand for it; where nothing is left to do, none is needed."""
     kept = Jobs(folder=tmp_path)
     kept.run(squares([3]), print)
     on_gpu = Jobs(folder=tmp_path, device="cuda")
