@@ -16,6 +16,8 @@ from feature_store.tables import Tables
 SEED_VARIABLE = "TRIPTYCH_TEST_SEED"
 # The last is set by Feast when it is imported, and would reach every server that a test starts.
 OTHERS = ("TRIPTYCH_ENCODERS", "TRIPTYCH_LEDGER_URL", "TRIPTYCH_REBUILD", "PROMETHEUS_MULTIPROC_DIR")
+# Matrices of tests are small: two threads mostly wait for each other, and on a busy machine for long. Before torch is imported; processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 SEED = int(os.environ.get(SEED_VARIABLE) or secrets.randbelow(2**31))
 
 
