@@ -10,9 +10,9 @@ The data are read from the folder that TRIPTYCH_DATA names.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -108,7 +108,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def measure_all(options: Options, record: Record) -> None:
     """Every wanted set that is there."""
     record.note("options", {name: value for name, value in options.values.items() if name != "kept"})
-    jobs = Jobs(options.values.get("processes", 1), options.values.get("kept"), options.values.get("device", "cpu"))
+    kept = options.values.get("kept")
+    kept = kept / "quick" if kept and options.quick else kept  # less data is other data
+    jobs = Jobs(options.values.get("processes", 1), kept, options.values.get("device", "cpu"))
     seeds, minutes = (options.values.get("seeds", SEEDS), options.values.get("minutes", MINUTES))
     if options.quick:
         seeds, minutes = 1, 0.1
@@ -160,8 +162,8 @@ def _measure(name: str, quick: bool, seconds: float, session: Session) -> None:
     else:
         sequences = ORDERED[name]()
         split = LeaveOneOut.of(sequences)
-        sasrec = measure_ordered(name, split, seconds, session)
         content, tags = films(sequences.item_names, session.tell) if name == "movielens-100k" else ({}, [])
+        sasrec = measure_ordered(name, split, content, seconds, session)
         measure_fused_next(name, split, Known("fusion", content, tags), sasrec, session)
 
 
@@ -250,12 +252,17 @@ def judge(score: Callable[[Matrix], NDArray[np.float32]], train: Matrix, wanted:
 # ---- sets with an order ----------------------------------------------------------------------------------------------
 
 
-def measure_ordered(name: str, split: LeaveOneOut, seconds: float, session: Session) -> dict[str, NDArray[np.float64]]:
-    """Popularity, EASE over sets, the prior over histories that fade, and SASRec over some seeds, whose metrics by user are returned."""
+def measure_ordered(
+    name: str, split: LeaveOneOut, content: Mapping[str, NDArray[np.float32]], seconds: float, session: Session
+) -> dict[str, NDArray[np.float64]]:
+    """Popularity, EASE over sets, the prior over histories that fade, that with each kind of content, and SASRec over some seeds, whose metrics by user are returned."""
     histories = split.sequences.matrix(split.train)
     results = {"popularity": judge_last(split, popularity(histories)(histories), split.test)}
-    results["ease"] = _best_prior(name, split, PLAIN_ORDERED[name], (0.0,))
-    results["prior"] = _best_prior(name, split, PRIORS_ORDERED[name], DECAYS)
+    results["ease"], *_ = _best_prior(name, split, PLAIN_ORDERED[name], (0.0,))
+    results["prior"], config, decay = _best_prior(name, split, PRIORS_ORDERED[name], DECAYS)
+    for kind, vectors in content.items():
+        configs = [replace(config, content=weight) for weight in CONTENTS]
+        results[f"prior_{kind}"], *_ = _best_prior(name, split, configs, (decay,), vectors)
     results["sasrec"], gains = _sasrec(name, split, seconds, session)
     for method, found in results.items():
         session.record.note(f"{name} {method}", found)
@@ -263,20 +270,21 @@ def measure_ordered(name: str, split: LeaveOneOut, seconds: float, session: Sess
 
 
 def _best_prior(
-    name: str, split: LeaveOneOut, configs: Sequence[EaseConfig], decays: Sequence[float]
-) -> dict[str, Any]:
-    """The test's figures by the settings that are best on validation; weights are fitted on training alone, histories are as long as they are."""
-    best, found = -1.0, {}
+    name: str, split: LeaveOneOut, configs: Sequence[EaseConfig], decays: Sequence[float], content: Content = None
+) -> tuple[dict[str, Any], EaseConfig, float]:
+    """The test's figures by the settings and the decay that are best on validation, and these; weights are fitted on training alone, histories are as long as they are."""
+    best, found = -1.0, None
     histories, longer = split.sequences.matrix(split.train), split.sequences.from_last >= 1
     for config in track(configs, f"{name}: EASE", console=Console(stderr=True), transient=True):
-        weights = fit_ease(histories, config)
+        weights = fit_ease(histories, config, content)
         for decay in decays:
             scores = split.sequences.recent(split.train, decay) @ weights
             value = judge_last(split, scores, split.validation)[f"ndcg_{K_LAST}"]
             if value > best:
-                tested = judge_last(split, split.sequences.recent(longer, decay) @ weights, split.test)
-                best, found = value, {**tested, "settings": f"{asdict(config)}, decay {decay}"}
-    return found
+                best, found = value, (config, decay, weights)
+    config, decay, weights = found
+    tested = judge_last(split, split.sequences.recent(longer, decay) @ weights, split.test)
+    return {**tested, "settings": f"{asdict(config)}, decay {decay}"}, config, decay
 
 
 def _sasrec(

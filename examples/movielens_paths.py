@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.rankers.films import films
-from benchmarks.rankers.sequences import LeaveOneOut, Sequences, movielens_100k
-from benchmarks.ranking import gains_of_last
+from benchmarks.rankers.sequences import LeaveOneOut, Sequences, gains_of_last, movielens_100k
 from ranker.collaborative import EaseConfig, fit_ease
 from ranker.data import TrainingSet
 from triptych.demo.walk import StageError

@@ -1,6 +1,6 @@
 """Click labels on MovieLens-100K: rating >= 4, each user's own events split 80/10/10 in time; AUC, AUC by user, calibration error.
 
-Every method learns from training, is chosen, stopped and calibrated on validation, and is judged on the test once what is closed-form in it has been
+Every method learns from training, is chosen and stopped on validation, calibrated on it (the click model on training too), and is judged on the test once what is closed-form in it has been
 refreshed with validation. The claims are of the frozen regime: nothing after the end of validation is known. In the running regime a label may see
 everything strictly before its instant, other users' events too; its peer is given the same.
 """

@@ -67,9 +67,19 @@ class Jobs:
             self.processes, context, torch.set_num_threads, (threads,), max_tasks_per_child=1
         ) as pool:
             futures = {pool.submit(_alone, self.device, job): name for name, job in jobs.items()}
+            failed: BaseException | None = None
             for number, future in enumerate(as_completed(futures), start=1):
+                if future.cancelled():
+                    continue
+                if error := future.exception():  # what is under way is still kept, the rest is left
+                    failed = failed or error
+                    for other in futures:
+                        other.cancel()
+                    continue
                 tell(f"{number} of {len(futures)} trainings done, the last: {_short(futures[future])}")
                 yield futures[future], future.result()
+            if failed:
+                raise failed
 
     def _path(self, name: str) -> Path | None:
         key = hashlib.sha256(f"{name} on {self.device}".encode()).hexdigest()[:16]

@@ -128,7 +128,7 @@ def _stages(run: Run) -> Iterator[Stages]:
 
 
 def cost(sequences: Sequences, content: Content, tags: list[list[str]], tell: Tell) -> dict[str, float]:
-    """Preset `small` on one core: milliseconds to score 500 candidates, history and all, and the share of an epoch that goes into making batches.
+    """Preset `small` on one core: milliseconds to score 500 candidates, history and all, and the share of an epoch that goes into reading what batches are made of.
 
     Times do not depend on how good the weights are, so one epoch is trained.
     """
@@ -175,7 +175,7 @@ def _timed(ranker: Ranker, state: UserState, tokens: Any, rows: Ints, context: C
 
 
 def _loading_seconds(run: Run) -> float:
-    """Seconds to make all batches of an epoch, without what the model does with them: of histories, of single labels, or of both."""
+    """Seconds to read what all batches of an epoch are made of: padded histories, labels with their candidates, or both."""
     config, seconds = run.config, 0.0
     if config.batch_users:
         histories = Histories.of(run.ts, run.split.train, run.model, run.vocabulary, newest=config.history_length + 1)

@@ -1,3 +1,5 @@
+"""Nothing that is held out is where models learn from."""
+
 from dataclasses import replace
 
 import numpy as np

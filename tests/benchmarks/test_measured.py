@@ -1,3 +1,5 @@
+"""What trainings cost is remembered and claimed."""
+
 import numpy as np
 
 from benchmarks.common import Record

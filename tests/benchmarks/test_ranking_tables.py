@@ -1,3 +1,5 @@
+"""Committed results become tables of Markdown."""
+
 from benchmarks.rankers import tables
 
 DETAILS = {

@@ -1,3 +1,5 @@
+"""Public sets become training sets of the same events in the same order."""
+
 import warnings
 
 import pyarrow.parquet as pq
