@@ -1,7 +1,7 @@
 """A ranker's scoring as one `torch.export` file: for servers that run no Python of this project.
 
 It takes what a service keeps anyway: the tokens of the history's items and of the candidates (`ItemTokens.items`), and gives the scores that
-`Ranker.score` gives. History length and the number of candidates are free.
+`Ranker.score` gives to users without words of their own and without a query. History length and the number of candidates are free.
 """
 
 # Shapes are part of names, as in `model`: one user with L events, C candidates.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ranker.errors import EvaluationError
 from ranker.inputs import History, Items, encode_names
 from ranker.model import CONTEXT_FEATURES, FusionRanker
 from ranker.scorer import Context, Ranker, UserState, context_features
@@ -65,7 +66,14 @@ class ScoringModule(nn.Module):
 
 
 def arguments(ranker: Ranker, state: UserState, candidates: Items, context: Context) -> tuple[Tensor, ...]:
-    """What the file takes for a user and candidates, in the order of `INPUTS`."""
+    """What the file takes for a user and candidates, in the order of `INPUTS`.
+
+    Raises `EvaluationError` for a profile or a query, which the file does not read.
+    """
+    if state.profile is not None or state.query:
+        raise EvaluationError(
+            "the file reads no profile and no query: leave them out of the user's state, or score with `Ranker`"
+        )
     history = ranker.history(state, context)
     read = (history.content_BLMK, history.token_BLD, history.feature_BLF, history.index_BL)
     told = (history.event_BL, history.strength_BL, history.age_seconds_BL)

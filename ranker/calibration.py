@@ -1,6 +1,6 @@
 """Calibration: from a model's logits to chances that hold, and the reliability curve that shows whether they do.
 
-Fitted on validation alone: `fit_calibration` refuses events of any other role. Three forms: one temperature, a logistic line (Platt), and a monotone
+Fitted on validation, and on training's events where a caller asks for them: `fit_calibration` refuses those of any other role. Three forms: one temperature, a logistic line (Platt), and a monotone
 function (isotonic), each of which can be written into a manifest as plain data. Fitting needs scikit-learn; applying what was fitted needs numpy alone.
 """
 
@@ -78,8 +78,9 @@ def fit_calibration(
         kind: temperature, logistic or isotonic.
         logits: the model's scores before the sigmoid.
         labels: what happened.
-        roles: what each event is for; any but validation's is refused with `LeakageError`.
-        with_training: take training events too, which is right only where their logits were made out of fold.
+        roles: what each event is for; any but validation's (and training's, if asked for) is refused with `LeakageError`.
+        with_training: take training events too. A model that has learned their labels is surer of them than of new ones: let validation say
+            whether that helps.
 
     Raises `EvaluationError` where the arrays do not fit, or labels are all alike: there is nothing to calibrate against.
     """

@@ -174,7 +174,7 @@ def fit_click(
     seed: int = 0,
     seconds: float = math.inf,
 ) -> ClickModel:
-    """Train, stop by validation, calibrate on both: training's rows are out of fold. The same seed gives the same weights, unless the time was up.
+    """Train, stop by validation, calibrate on both: in training's rows the priors are out of fold, though the network has seen the labels. The same seed gives the same weights, unless the time was up.
 
     Args:
         train: rows of training events alone, by priors that have not seen their labels.

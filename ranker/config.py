@@ -125,6 +125,24 @@ class RankerConfig:
             raise RankerError(
                 f"no loss is left with history={self.history!r}, batch_size={self.batch_size} and batch_users={self.batch_users}: set batch_users"
             )
+        if not (self.network or self.prior):
+            raise RankerError(
+                "without a network there is nothing but a prior, and prior is '': set it to 'ease' or 'svd'"
+            )
+        least = {
+            "dim": 1,
+            "heads": 1,
+            "prototypes": 1,
+            "max_epochs": 1,
+            "look_epochs": 1,
+            "patience": 1,
+            "history_length": 1,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise RankerError(f"{name} is {getattr(self, name)}: set it to {bound} or more")
+        if self.history == "order" and self.dim % self.heads:
+            raise RankerError(f"dim {self.dim} is not a multiple of heads {self.heads}: set one of them so that it is")
         if self.fusion == "late" and self.history != "set":
             raise RankerError(f"fusion='late' reads sets, and history is {self.history!r}: set history to 'set'")
         if not 0 <= self.mean_keeps < 1:

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.space import MODALITIES, EmbeddingSpace, SpaceError
 from feature_store.history import Events
 from ranker.config import RankerConfig
-from ranker.errors import TrainingSetError
+from ranker.errors import TooFewError, TrainingSetError
 from ranker.folder import read_folder
 from ranker.inputs import ItemBatch
 
@@ -68,8 +69,8 @@ class Items:
     @cached_property
     def last_row_I(self) -> Ints:
         """Row of each item's last version."""
-        last = np.zeros(len(self.names), np.int64)
-        last[self.item_R] = np.arange(len(self))
+        last, order = np.zeros(len(self.names), np.int64), np.argsort(self.valid_from_R, kind="stable")
+        last[self.item_R[order]] = order
         return last
 
     def numbers(self, item_ids: Sequence[str]) -> Ints:
@@ -168,30 +169,30 @@ class Split:
     candidates: Ints | None = None  # item rows that validation and test rank; all where left out
 
 
-def too_few(ts: "TrainingSet", why: str) -> TrainingSetError:
+def too_few(ts: "TrainingSet", why: str) -> TooFewError:
     """The error of a training set with too little in it: `why`, how much there is, and what to do about it."""
     events, labels = sum(len(e) for e in ts.events.values()), len(ts.labels)
     counted = f"{why}. There are {labels:,} labels from {events:,} interactions of {len(ts.events):,} users"
     if not events:
-        return TrainingSetError(f"{counted}; load some with `triptych users build --interactions FILE`")
+        return TooFewError(f"{counted}; load some with `triptych users build --interactions FILE`")
     if events - labels < labels:
-        return TrainingSetError(f"{counted}; load more with `triptych users build --interactions FILE`")
-    return TrainingSetError(
+        return TooFewError(f"{counted}; load more with `triptych users build --interactions FILE`")
+    return TooFewError(
         f"{counted}, since {events - labels:,} came before their item was known, or are about items that nobody ingested; ingest them "
         "all, and say since when they were there: a column `available_at`, or `triptych ingest --available-at DATE`"
     )
 
 
 def time_split(labels: Labels, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)) -> Split:
-    """Split labels by instants, so that all of one instant are on one side; raises `TrainingSetError` where a part is empty."""
+    """Split labels by instants, so that all of one instant are on one side; raises `TooFewError` where a part is empty."""
     times = np.sort(labels.timestamps_us)
     if not len(times):
-        raise TrainingSetError("there are no labels to train on")
+        raise TooFewError("there are no labels to train on")
     cuts = [int(times[min(len(times) - 1, round(len(times) * sum(fractions[:n])))]) for n in (1, 2)]
     side = np.searchsorted(cuts, labels.timestamps_us, side="right")
     parts = [labels.take(np.flatnonzero(side == part)) for part in range(3)]
     if not all(len(part) for part in parts):
-        raise TrainingSetError(
+        raise TooFewError(
             f"{len(labels)} labels are too few, or too close in time, to split into train, validation and test"
         )
     return Split(parts[0], parts[1], parts[2], cuts[0], cuts[1])
@@ -307,9 +308,12 @@ def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.floa
         )
     column = table[name].combine_chunks()
     present = np.asarray(column.is_valid())
+    lengths = pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False)
+    if (wrong := lengths[lengths != dim]).size:
+        raise TrainingSetError(
+            f"a vector of {name} is of length {wrong[0]}, and meta.json says {dim}: make all of that length, or null"
+        )
     flat = np.asarray(column.drop_null().flatten(), np.float32)
-    if flat.size != present.sum() * dim:
-        raise TrainingSetError(f"vectors of {name} are not all of length {dim}")
     vectors = np.zeros((len(present), dim), np.float32)
     vectors[present] = flat.reshape(-1, dim)
     return vectors, present

@@ -2,6 +2,7 @@
 
 RankerError
 ├── TrainingSetError   a training set folder cannot be used
+│   └── TooFewError    there is too little in it
 ├── ResumeError        an unfinished training cannot go on
 ├── CheckpointError    a checkpoint is missing, damaged, or would be overwritten
 ├── NoStableModelError no model was promoted yet
@@ -16,6 +17,10 @@ class RankerError(Exception):
 
 class TrainingSetError(RankerError):
     """The training set is missing, damaged, or has too little in it."""
+
+
+class TooFewError(TrainingSetError):
+    """The training set has too little in it."""
 
 
 class ResumeError(RankerError):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ranker.config import RankerConfig
-from ranker.data import Labels, Split, TrainingSet
+from ranker.data import Ints, Labels, Split, TrainingSet
 from ranker.examples import Examples
 from ranker.inputs import ItemInputs, Shapes, Vocabulary, tensor_of
 from ranker.model import FusionRanker
@@ -33,7 +33,7 @@ def build_vocabulary(ts: TrainingSet, split: Split) -> Vocabulary:
         for kind, t_us in zip(events.event_types, events.timestamps_us, strict=True)
         if t_us < split.test_start_us
     }
-    tags = Counter(tag for r in rows.tolist() for tag in (ts.items.tags[r] if ts.items.tags else ()))
+    tags = _items_with(ts, rows)
     shared = sorted(tag for tag, count in tags.items() if count > 1)  # one item's own tag says nothing of others
     return Vocabulary(
         tuple(ts.items.names[i] for i in items),
@@ -88,9 +88,15 @@ def _fit_scales(model: FusionRanker, ts: TrainingSet, split: Split) -> None:
 def _fit_tags(model: FusionRanker, ts: TrainingSet, split: Split, vocabulary: Vocabulary) -> None:
     """Log inverse frequency of each tag among the items of training."""
     rows = np.flatnonzero(ts.items.valid_from_R < split.train_end_us)
-    counts = Counter(tag for r in rows.tolist() for tag in (ts.items.tags[r] if ts.items.tags else ()))
+    counts, items = _items_with(ts, rows), len(np.unique(ts.items.item_R[rows]))
     for at, tag in enumerate(vocabulary.tags, start=1):
-        model.tag_idf[at] = float(np.log(max(2, len(rows)) / max(1, counts[tag])))
+        model.tag_idf[at] = float(np.log(max(2, items) / max(1, counts[tag])))
+
+
+def _items_with(ts: TrainingSet, rows: Ints) -> Counter[str]:
+    """How many items have each tag in any of the versions `rows`."""
+    tags, items = ts.items.tags, ts.items.item_R.tolist()
+    return Counter(tag for _, tag in {(items[r], tag) for r in rows.tolist() for tag in (tags[r] if tags else ())})
 
 
 def ratings(labels: Labels) -> np.ndarray:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -137,9 +137,10 @@ def _metrics(
     for name in names:
         for scorer, one in estimates({scorer: gains[name] for scorer, gains in by_user.items()}).items():
             found[scorer][name] = one
-    counts, users = held.learned_counts
+    counts, learned = held.learned_counts
+    users = len(by_user["ranker"][names[0]])
     for scorer, judged in done.items():
-        summary = list_summary(judged.top, counts, users, _content(held.ts))
+        summary = list_summary(judged.top, counts, learned, _content(held.ts))  # a list for each label
         found[scorer] |= {name: Estimate(value, np.nan, np.nan, users) for name, value in summary.items()}
     return found
 
@@ -161,8 +162,13 @@ def _slices(held: HeldOut, todo: list[Task], done: Mapping[str, Judged], users: 
     slices = label_slices(
         users, ts.items.item_R[rows], history=history, user_counts=before, item_counts=counts, present=_present(ts)
     )
-    places = {name: one.places() for name, one in done.items()}
-    return judge_slices(places, slices, lambda found: metrics.ndcg_at_k(found.above, found.ties, K))
+    places = {name: one.places() for name, one in done.items()}  # whose users are the numbers of the tasks
+
+    def by_user(found: Places) -> Values:
+        number = np.unique(users[found.user], return_inverse=True)[1]
+        return np.bincount(number, metrics.ndcg_at_k(found.above, found.ties, K)) / np.bincount(number)
+
+    return judge_slices(places, slices, by_user)
 
 
 def _present(ts: TrainingSet) -> dict[str, NDArray[np.bool_]]:
@@ -184,7 +190,7 @@ def _facts(ranker: Ranker, held: HeldOut) -> dict[str, str]:
         "labels": window + begins,
         "protocol": held.protocol,
         "seed": f"{ranker.manifest['seed']}, also of what is held out at random",
-        "averages": "of each user's labels first, then of users; slices are means of labels",
+        "averages": "of each user's labels first (within a slice, of those in it), then of users",
     }
 
 
@@ -207,7 +213,8 @@ def gates_by_category(ranker: Ranker, ts: TrainingSet) -> list[Gates]:
         return []
     rows = ts.items.valid_rows(int(ts.labels.timestamps_us.max()))
     inputs = ranker.item_tokens(ts.items.batch(rows)).inputs
-    slots, there = model.slots(inputs), model.encoder.there(inputs)
+    read = replace(inputs, index_N=model.id_row[inputs.index_N] * model.config.ids)  # as `model.items` reads them
+    slots, there = model.slots(inputs), model.encoder.there(read)
     weights, names = model.encoder.gate(slots * there[..., None], there).numpy(), model.encoder.slot_names
     categories = np.asarray([ts.items.category[row] or "without category" for row in rows])
     return [_gates(category, weights[categories == category], names) for category in sorted(set(categories.tolist()))]
@@ -226,8 +233,8 @@ def attention_of(ranker: Ranker, ts: TrainingSet, todo: list[Task]) -> Attention
     task = max(todo, key=lambda one: len(history_as_of(ts.events[one.user], one.t_us)))
     tokens = ranker.item_tokens(ts.items.batch(np.arange(len(ts.items))))
     history = history_as_of(ts.events[task.user], task.t_us)
-    row_of = {ts.items.names[item]: row for row, item in enumerate(ts.items.item_R.tolist())}
-    state = UserState(history, ranker.history_tokens(history, tokens, row_of), ts.profile(task.user, task.t_us))
+    rows = ts.items.rows_at(ts.items.numbers(history.item_ids), np.asarray(task.t_us))
+    state = UserState(history, tokens.take(rows), ts.profile(task.user, task.t_us))
     context = Context(task.t_us)
     best = task.rows[[int(np.argmax(ranker.score(state, tokens, task.rows, context).scores))]]
     by = "attention" if ranker.model.config.attends else "prior"

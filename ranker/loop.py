@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ranker.config import RankerConfig
 from ranker.data import Ints, Labels, Split, TrainingSet
-from ranker.errors import TrainingSetError
+from ranker.errors import TooFewError
 from ranker.examples import Examples, build_examples
 from ranker.fit import build_model, build_vocabulary, set_popularity, set_references
 from ranker.folds import Folds, batches
@@ -85,7 +85,7 @@ def fit(
 
     Each look is kept in the file `unfinished`, if one is named; where it is there already, training goes on from it. `looked` is told of each look.
 
-    Raises `TrainingSetError` where there is too little data, `ResumeError` where the file is of another training.
+    Raises `TooFewError` where there is too little data, `ResumeError` where the file is of another training.
     """
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -124,7 +124,7 @@ class _Material:
         validation = Scoring.of(run, some_users(split.validation, LOOK_USERS)) if look else None
         count = len(examples) if examples is not None else int(histories.label.sum()) if histories else 0
         if count < MINIMUM_EXAMPLES or (validation is not None and len(validation) < MINIMUM_EXAMPLES):
-            raise TrainingSetError(
+            raise TooFewError(
                 f"{count} training and {len(validation) if validation else 0} validation examples are too few: at least "
                 f"{MINIMUM_EXAMPLES} each are needed, of users liking items that are new to them"
             )

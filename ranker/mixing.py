@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker.collaborative import MAX_EASE_ITEMS, EaseConfig, SvdConfig, centred, fit_ease, fit_svd
-from ranker.data import Ints, Labels
+from ranker.data import NO_ROW, Ints, Labels
 from ranker.errors import TrainingSetError
 from ranker.folds import histories
 from ranker.inputs import tensor_of
@@ -128,8 +128,13 @@ def _plain_settings(run: Run, _: Mix) -> list[tuple[Settings, str]]:
     """What is tried first: no content."""
     items = len(run.vocabulary.items)
     if run.config.prior == "svd":
-        users = len(set(run.split.train.users))
-        return [(SvdConfig(rank), "") for rank in RANKS if rank < min(items, users)]
+        users = histories(run)[1].shape[0]
+        ranks = [rank for rank in RANKS if rank < min(items, users)]
+        if not ranks:
+            raise TrainingSetError(
+                f"svd needs more than {RANKS[0]} items and users with likes, and there are {items} and {users}: load more, or train `ease`"
+            )
+        return [(SvdConfig(rank), "") for rank in ranks]
     return [(config, "") for config in (SETTINGS_LARGE if items > LARGE else SETTINGS)]
 
 
@@ -175,20 +180,27 @@ def _sources(run: Run) -> list[str]:
 
 
 def _content(run: Run, source: str) -> Floats:
-    """Content [I, d] of the vocabulary's items, in their last version; 0 where there is none. Of several sources, each about its mean and of unit length."""
+    """Content [I, d] of the vocabulary's items, in their last version before training ended; 0 where there is none.
+
+    Of several sources, each about its mean and of unit length.
+    """
     if TOGETHER in source:
         return np.concatenate([centred(_content(run, one)) for one in source.split(TOGETHER)], axis=1)
-    last = np.zeros(len(run.vocabulary.items) + 1, np.int64)
-    index = run.inputs.index_N.cpu().numpy()
-    last[index] = np.arange(len(index))
+    began = run.ts.items.valid_from_R
+    known = np.flatnonzero(began < run.split.train_end_us)
+    known = known[np.argsort(began[known], kind="stable")]
+    last = np.full(len(run.vocabulary.items) + 1, NO_ROW)
+    last[run.inputs.index_N.cpu().numpy()[known]] = known
     rows = last[1:]
+    there = (rows != NO_ROW).astype(np.float32)[:, None]
     if source != "tags":
         space_id = run.ts.spaces[source].space_id
-        return run.ts.items.vectors[space_id][rows] * run.ts.items.present[space_id][rows, None]
+        vectors, present = run.ts.items.vectors[space_id], run.ts.items.present[space_id]
+        return np.asarray(vectors[rows] * present[rows, None] * there, np.float32)
     tags, weights = run.inputs.tag_NT[rows].cpu().numpy(), run.inputs.tag_weight_NT[rows].cpu().numpy()
     found = np.zeros((len(rows), len(run.vocabulary.tags) + 1), np.float32)
     np.add.at(found, (np.arange(len(rows))[:, None], tags), weights)
-    return found[:, 1:]
+    return np.asarray(found[:, 1:] * there, np.float32)
 
 
 def _batches(scores_TR: Floats, size: int = 512) -> Iterator[tuple[Ints, Tensor]]:

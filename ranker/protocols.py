@@ -84,7 +84,7 @@ def ratio(
 ) -> Roles:
     """Roles [n] by each event's place among the user's own: rank (from 0) / count below `train_until` trains, and so on.
 
-    Users with few events have no event for the test: with fewer than six, and the usual bounds.
+    Users with few events have no event for the test: with fewer than ten, and the usual bounds.
     """
     _check_bounds(train_until, validation_until)
     rank, count = ranks(user, time_us)

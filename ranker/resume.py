@@ -169,8 +169,12 @@ def given_of(ts: TrainingSet, split: Split, config: RankerConfig, seed: int, epo
         "epochs": epochs,
         "training labels": labels_digest(ts, split.train),
         "validation labels": labels_digest(ts, split.validation),
-        "events": _events_digest(ts),
+        "events": events_digest(ts),
         "items": _items_digest(ts),
+        "profiles": _digest(
+            [*ts.profiles], *(part for p in ts.profiles.values() for part in (p.vector, np.asarray([p.from_us])))
+        ),
+        "showings": _showings_digest(split.train),
         "torch": torch.__version__,
     }
 
@@ -180,13 +184,20 @@ def unfinished_epoch(path: Path) -> int:
     return int(_read(path)[1]["looks"][-1]["epoch"])
 
 
+def _showings_digest(labels: Labels) -> str:
+    """On what, in which reply, where and how likely labels were shown."""
+    numbers = [np.asarray(known, np.float64) for known in (labels.positions, labels.propensities) if known is not None]
+    return _digest(labels.devices, labels.impressions, *numbers)
+
+
 def labels_digest(ts: TrainingSet, labels: Labels) -> str:
     """16 hex digits over who, what (by item id), how, how much, when."""
     items = [ts.items.names[i] for i in ts.items.item_R[labels.item_row]]
     return _digest(labels.event_ids, labels.users, items, labels.event_types, labels.values, labels.timestamps_us)
 
 
-def _events_digest(ts: TrainingSet) -> str:
+def events_digest(ts: TrainingSet) -> str:
+    """16 hex digits over everybody's events."""
     return _digest(
         *(
             part
@@ -194,6 +205,11 @@ def _events_digest(ts: TrainingSet) -> str:
             for part in ([user], events.event_ids, events.item_ids, events.event_types, events.values, events.timestamps_us)
         )
     )  # fmt: skip
+
+
+def names_digest(ts: TrainingSet) -> str:
+    """16 hex digits over which items there are, in their order."""
+    return _digest(ts.items.names)
 
 
 def _items_digest(ts: TrainingSet) -> str:

@@ -80,7 +80,7 @@ class Run:
         return inputs.keep(self._kept_groups(len(inputs), without_ids=without_ids))
 
     def _kept_groups(self, n: int, *, without_ids: bool) -> Tensor:
-        """Dropout of whole groups of features [n, G]: modalities, id, other. Nothing loses all that it has to the dropout of modalities."""
+        """Dropout of whole groups of features [n, G]: modalities, id, other. Where ids are left out, not all the others are."""
         config = self.config
         chance = [config.modality_dropout] * len(self.ts.spaces) + [config.id_dropout, config.modality_dropout]
         kept = self.rng.random((n, len(chance))) >= np.asarray(chance)

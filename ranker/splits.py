@@ -18,9 +18,9 @@ from feature_store.history import Events
 from ranker import leakage, protocols
 from ranker.config import RankerConfig
 from ranker.data import NO_ROW, Ints, Labels, Split, TrainingSet, time_split
-from ranker.errors import EvaluationError, TrainingSetError
+from ranker.errors import EvaluationError, TooFewError
 from ranker.protocols import Role, Roles
-from ranker.resume import labels_digest
+from ranker.resume import events_digest, labels_digest, names_digest
 
 BY_TIME: Final = "time"
 PROTOCOLS: Final[Mapping[str, str]] = {  # by the names of the command line: those of `protocols` and `leakage`
@@ -91,7 +91,7 @@ def check_protocol(name: str) -> str:
 def plan_split(ts: TrainingSet, protocol: str, config: RankerConfig, seed: int, roles: Roles | None = None) -> Plan:
     """Split by a protocol; `roles` of the labels are made by it, unless they are given.
 
-    Raises `LeakageError` where roles are not what the protocol promises, `TrainingSetError` where a part is empty.
+    Raises `LeakageError` where roles are not what the protocol promises, `TooFewError` where a part is empty.
     """
     check_protocol(protocol)
     if protocol == BY_TIME:
@@ -103,7 +103,7 @@ def plan_split(ts: TrainingSet, protocol: str, config: RankerConfig, seed: int, 
     parts = [ts.labels.take(np.flatnonzero(roles == role)) for role in (Role.TRAIN, Role.VALIDATION, Role.TEST)]
     if not all(len(part) for part in parts):
         counts = ", ".join(f"{len(part)} for {what}" for part, what in zip(parts, _PARTS, strict=True))
-        raise TrainingSetError(f"by the protocol {protocol} there are labels {counts}: each needs some")
+        raise TooFewError(f"by the protocol {protocol} there are labels {counts}: each needs some")
     training, test_rows, validation_rows = _visible(ts, protocol, roles, seed)
     end_us = int(ts.labels.timestamps_us.max()) + 1
     split = Split(parts[0], parts[1], parts[2], end_us, end_us, by_time=False, candidates=validation_rows)
@@ -116,22 +116,27 @@ _PARTS: Final = ("training", "validation", "the test")
 def held_out_of(ts: TrainingSet, manifest: Mapping[str, Any], config: RankerConfig) -> HeldOut:
     """What a checkpoint's training left for the test, by its manifest.
 
-    Raises `EvaluationError` where the labels are no longer those that were split: which of them it has learned from is then unknown.
+    Raises `EvaluationError` where labels, events or items are no longer those that were split: which labels it has learned from is then unknown.
     """
     made = manifest.get("protocol") or {"name": BY_TIME}
     if made["name"] == BY_TIME:  # whatever was added since lies on one side of that instant
         return _later(ts, int(manifest["data"]["test_start_us"]))
-    if labels_digest(ts, ts.labels) != made["labels"]:
+    here = describe(ts, made["name"], int(made["seed"]))
+    differ = [what for what in ("labels", "events", "items") if here[what] != made[what]]
+    if differ:
         raise EvaluationError(
-            f"the labels of this training set are not those that {manifest['model_id']} was split by ({made['name']}): restore the folder that it "
-            "was trained on, or train again"
+            f"the {' and '.join(differ)} of this training set are not those that {manifest['model_id']} was split by ({made['name']}): restore the "
+            "folder that it was trained on, or train again"
         )
     return plan_split(ts, made["name"], config, int(made["seed"])).held_out(config)
 
 
 def describe(ts: TrainingSet, protocol: str, seed: int) -> dict[str, Any]:
     """What the manifest says of the protocol, from which `held_out_of` finds the same test."""
-    return {"name": protocol, "seed": seed, "labels": labels_digest(ts, ts.labels)}
+    found = {"name": protocol, "seed": seed}
+    if protocol != BY_TIME:
+        found |= {"labels": labels_digest(ts, ts.labels), "events": events_digest(ts), "items": names_digest(ts)}
+    return found
 
 
 # ---- by time -----------------------------------------------------------------------------------------------------------
@@ -143,6 +148,11 @@ def _by_time(ts: TrainingSet, roles: Roles | None) -> Plan:
     if roles is None:
         roles = np.searchsorted(cuts, ts.labels.timestamps_us, side="right").astype(np.int8)
     _check(ts, BY_TIME, roles)
+    parts = (split.train, split.validation, split.test)
+    if np.bincount(roles, minlength=3)[:3].tolist() != [len(part) for part in parts]:
+        raise EvaluationError(
+            f"the roles given are not those of the protocol {BY_TIME}, which cuts at 70 and 80 %: leave them out"
+        )
     return Plan(BY_TIME, ts, roles, split, ts)
 
 

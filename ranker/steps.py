@@ -65,7 +65,9 @@ def set_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
     user_E, column_E = np.nonzero(there_BL)
     row_E = histories.row[number_BL[user_E, column_E]]
     low, high = run.config.hidden_share
+    trained_C = run.model.id_row[run.inputs.index_N] > 0
     hidden_E = run.rng.random(len(row_E)) < run.rng.uniform(low, high, len(at))[user_E]
+    hidden_E &= trained_C.cpu().numpy()[row_E]  # what no label of training is about is no candidate
     rows_C = np.arange(len(run.ts.items))
     items, candidates = _both(run, rows_C)
     mean_XBD, spread_XBD = run.model.read_sets(bag(items.token_ND, row_E[~hidden_E], user_E[~hidden_E], len(at)))
@@ -74,7 +76,6 @@ def set_loss(run: Run, histories: Histories, at: Ints) -> Tensor:
     logits_XBC = (mean_XBD + noise_XBD) @ token_XCD.transpose(1, 2) + run.model.bias(candidates)
     visible_BC = torch.zeros(logits_XBC.shape[1:], dtype=torch.bool)
     visible_BC[tensor_of(user_E[~hidden_E]), tensor_of(row_E[~hidden_E])] = True
-    trained_C = run.model.id_row[run.inputs.index_N] > 0
     log_chance_XBC = logits_XBC.masked_fill(visible_BC | ~trained_C, MASKED).log_softmax(2)
     chances_XE = log_chance_XBC[:, tensor_of(user_E[hidden_E]), tensor_of(row_E[hidden_E])]
     per_user = max(1.0, hidden_E.sum() / len(at))

@@ -19,7 +19,7 @@ from encoders.space import check_model_id
 from ranker import checkpoint
 from ranker.config import RankerConfig
 from ranker.data import Split, TrainingSet, too_few
-from ranker.errors import ResumeError, TrainingSetError
+from ranker.errors import ResumeError, TooFewError
 from ranker.evaluate import evaluate
 from ranker.fit import set_popularity
 from ranker.inputs import Vocabulary
@@ -46,7 +46,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training: its checkpoint's folder, the test report of `evaluate`, epochs run, and seconds it took."""
+    """A finished training: its checkpoint's folder, the test report of `evaluate`, epochs run, and seconds it took (since it was resumed, if it was)."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -75,13 +75,13 @@ def train(
     where the set is not that of the model's name.
 
     Raises `CheckpointError` where `model_id` is taken, `ResumeError` where there is an unfinished training and no `resume`, or the other way round,
-    `LeakageError` where the set or its split leaks, and `TrainingSetError` where there is too little data.
+    `LeakageError` where the set or its split leaks, and `TooFewError` where there is too little data.
     """
     started = time.perf_counter()
     checkpoint.refuse_overwrite(models_dir / check_model_id(model_id))
     unfinished = check_unfinished(models_dir, model_id, resume=resume)
     check_training_set(ts)
-    with _counted(ts), torch.random.fork_rng(devices=[]), torch_threads(config.threads):
+    with _counted(ts, folder), torch.random.fork_rng(devices=[]), torch_threads(config.threads):
         plan = plan_split(ts, protocol, config, seed)
         about = _about(ts, plan.split, seed, feature_service or f"ranker_{model_id}")
         what = "fusion ranker" if config.network else f"baseline {config.prior}"
@@ -130,11 +130,13 @@ def finish(fitted: Fitted) -> FusionRanker:
 
 
 @contextmanager
-def _counted(ts: TrainingSet) -> Iterator[None]:
-    """Add to an error about too little data how much there is, and what to do."""
+def _counted(ts: TrainingSet, folder: Path | None) -> Iterator[None]:
+    """Add to an error about too little data how much there is, and what to do: a folder of one's own is not filled by our commands."""
     try:
         yield
-    except TrainingSetError as error:
+    except TooFewError as error:
+        if folder is not None:
+            raise TooFewError(f"{error}. The set in {folder} has {len(ts.labels):,} labels: add more to it") from None
         raise too_few(ts, str(error)) from None
 
 

@@ -1,3 +1,5 @@
+"""The exported file scores as the model does."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Checkpoints are whole, never overwritten, and come back as they were."""
+
 import json
 import subprocess
 import sys

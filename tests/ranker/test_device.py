@@ -1,3 +1,5 @@
+"""What users ask on is learned."""
+
 from dataclasses import replace
 
 import numpy as np

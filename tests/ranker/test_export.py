@@ -1,3 +1,5 @@
+"""Fused vectors are written to the store, and their inner product is what retrieval ranks by."""
+
 import numpy as np
 import pytest
 

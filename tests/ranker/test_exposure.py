@@ -1,3 +1,5 @@
+"""Positions and propensities of replies enter training, and leave no trace at serving."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Factors are read out of fold: no user's own events are in them."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Reports judge a checkpoint on what its own protocol held out."""
+
 import json
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Training learns what is planted, stops by validation, and one seed gives one model."""
+
 from dataclasses import replace
 
 import numpy as np

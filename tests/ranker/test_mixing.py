@@ -1,3 +1,5 @@
+"""The prior is chosen on validation and weighs what helps."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Explanations name the modality that was planted."""
+
 from dataclasses import replace
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Training sets are read as they were written, strictly before each label."""
+
 from dataclasses import replace
 
 import numpy as np

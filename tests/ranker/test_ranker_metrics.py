@@ -1,3 +1,5 @@
+"""Metrics of one relevant item, on cases to read and against a kept library."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""A whole training on a planted catalogue learns most of what can be known, and nothing where there is nothing."""
+
 import numpy as np
 import pytest
 import torch

@@ -148,7 +148,7 @@ def test_a_baseline_trains_is_measured_and_reported(home, tmp_path, monkeypatch)
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "out" / "report.html").is_file()
     refused = run(train.app, ["--model-id", "other", "--model", "mlp"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "choose one of fusion, ease, svd" in refused.stderr
 
 

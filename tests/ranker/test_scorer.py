@@ -1,3 +1,5 @@
+"""One user at a time is scored as a batch is."""
+
 import threading
 from dataclasses import replace
 

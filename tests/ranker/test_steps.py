@@ -1,3 +1,5 @@
+"""Losses are what their formulas say."""
+
 from dataclasses import replace
 
 import numpy as np

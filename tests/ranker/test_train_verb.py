@@ -59,7 +59,7 @@ def test_a_folder_of_the_homes_own_spaces_is_exported_and_promoted(home, shop):
         (["--data", "hand", "--space", "text_x"], 2, "names its spaces itself"),
         (["--data", "nowhere"], 1, "nowhere is gone or incomplete (meta.json is missing)"),
         (["--data", "hand", "--promote"], 1, "cannot be promoted"),
-        (["--data", "hand", "--protocol", "random"], 1, "choose one of time, leave-one-out"),
+        (["--data", "hand", "--protocol", "random"], 2, "choose one of time, leave-one-out"),
         (["--data", "hand", "--resume"], 1, "leave out --resume"),
     ],
 )

@@ -1,3 +1,5 @@
+"""New users and new items are ranked without training again."""
+
 import numpy as np
 import pytest
 

@@ -67,7 +67,8 @@ def artefact(
 ) -> None:
     """Write a model's scoring as one `torch.export` file, for servers that run none of this code.
 
-    It takes tokens of the history's items and of candidates (ranker/artefact.py names them in order) and gives the scores that serving gives.
+    It takes tokens of the history's items and of candidates (ranker/artefact.py names them in order) and gives the scores that serving gives to users
+    without words of their own and without a query.
     """
     from encoders.space import SpaceError, check_model_id
     from feature_store.home import find_home

@@ -107,9 +107,12 @@ def train(
     home = find_home()
     try:
         settings = config.of_kind(model, preset)
+        check_protocol(protocol)
+    except RankerError as error:
+        fail(error, EXIT_USAGE)
+    try:
         checkpoint.refuse_overwrite(home.models / check_model_id(model_id))
         check_unfinished(home.models, model_id, resume=resume)
-        check_protocol(protocol)
         _refuse_used_name(home, model_id)
         curves = curves_in(tensorboard)
         kept = data or (home.training / model_id if resume else None)  # what a training began with is still there
