@@ -100,3 +100,16 @@ def unordered(rng: np.random.Generator, users: int = 160, items: int = 60) -> tu
     number = np.arange(len(ts.labels)) % 10
     parts = [ts.labels.take(np.flatnonzero(at)) for at in (number < 8, number == 8, number == 9)]
     return ts, Split(parts[0], parts[1], parts[2], FOREVER_US, FOREVER_US, by_time=False)
+
+
+def with_version(ts: TrainingSet, item: int, from_us: int) -> TrainingSet:
+    """The same, where an item has other content and tags from an instant on."""
+    items, row = ts.items, len(ts.items)
+    until = np.where(np.arange(row) == item, from_us, items.valid_to_R)
+    vectors = {name: np.concatenate([v, -v[item : item + 1]]) for name, v in items.vectors.items()}
+    present = {name: np.append(there, True) for name, there in items.present.items()}
+    held = Items(
+        items.names, np.append(items.item_R, item), np.append(items.valid_from_R, from_us), np.append(until, FOREVER_US), [None] * (row + 1),
+        np.full(row + 1, np.nan), vectors, present, [*items.tags, items.tags[item]],
+    )  # fmt: skip
+    return replace(ts, items=held)

@@ -8,6 +8,7 @@ import torch
 
 from feature_store.history import Events
 from ranker.artefact import arguments, export
+from ranker.errors import EvaluationError
 from ranker.prior import Prior
 from ranker.scorer import Context, Ranker, UserState
 from tests.ranker.factories import TINY, example_spaces, random_items, tiny_checkpoint
@@ -43,3 +44,12 @@ def test_the_file_scores_as_the_model_does(tmp_path, rng, config):
         with torch.no_grad():
             found = module(*arguments(ranker, state, tokens.items.take(torch.from_numpy(rows)), now)).numpy()
         assert np.allclose(found, ranker.score(state, tokens, rows, now).scores, atol=1e-5)
+
+
+def test_words_and_queries_are_refused(tmp_path):
+    """The file does not read them, so it cannot score as the model does."""
+    ranker = Ranker.load(tiny_checkpoint(tmp_path))
+    tokens = ranker.item_tokens(random_items(example_spaces(), IDS, seed=5))
+    nobody = UserState(Events(), ranker.no_items(), profile=np.ones(6, np.float32))
+    with pytest.raises(EvaluationError, match="reads no profile and no query: leave them out"):
+        arguments(ranker, nobody, tokens.items, NOW)

@@ -7,7 +7,7 @@ import pytest
 
 from ranker.config import preset
 from ranker.data import TrainingSet
-from ranker.judged import report_of
+from ranker.judged import gates_by_category, report_of
 from ranker.report import write_report
 from ranker.scorer import Ranker
 from ranker.train import train
@@ -55,3 +55,23 @@ def test_the_report_is_written_as_page_and_json(judged, tmp_path):
     plain = json.loads((tmp_path / "out" / "report.json").read_text())
     assert np.isfinite(plain["metrics"]["ranker"]["mrr"]["mean"])
     assert 0 < plain["metrics"]["ranker"]["coverage"]["mean"] <= 1
+
+
+def test_intervals_of_slices_are_over_users(judged):
+    """The slice of everything is the whole: the same mean and interval, of as many users."""
+    report, _ = judged
+    everything = next(one for one in report.slices if one.group == "all").estimates["ranker"]
+    whole = report.metrics["ranker"]["ndcg_at_10"]
+    assert (everything.mean, everything.low, everything.high, everything.users) == pytest.approx(
+        (whole.mean, whole.low, whole.high, whole.users)
+    )
+    assert everything.users < report.labels
+    assert report.metrics["ranker"]["coverage"].users == report.users
+
+
+def test_gates_are_of_what_the_model_reads(tmp_path):
+    """An item that training learned nothing of has no id."""
+    ts = TrainingSet.load(planted(tmp_path / "ts", n_items=80, n_users=80, seed=3).folder)
+    ranker = Ranker.load(train(ts, preset("tiny"), tmp_path / "models", "gates").folder)
+    ranker.model.id_row[:] = 0
+    assert all("id" not in gates.weights for gates in gates_by_category(ranker, ts))

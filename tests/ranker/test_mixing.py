@@ -14,7 +14,7 @@ from ranker.loop import fit
 from ranker.mixing import mix_prior
 from ranker.prior import Prior
 from ranker.scoring import Scoring
-from tests.ranker.sets import SMALL, ordered, unordered
+from tests.ranker.sets import FOREVER_US, SMALL, ordered, unordered, with_version
 
 SET = replace(SMALL, history="set", layers=0, set_dim=16)
 
@@ -145,3 +145,28 @@ def test_a_catalogue_too_large_for_a_baseline_is_refused(rng, monkeypatch):
     assert mix_prior(fit(ts, split, replace(SMALL, max_epochs=1), 0)) is None
     with pytest.raises(TrainingSetError, match=r"60 items are more than the 59 .*train the fusion ranker"):
         mix_prior(fit(ts, split, replace(SMALL, network=False, prior="ease"), 0))
+
+
+def test_the_prior_reads_no_content_that_began_after_training(rng):
+    """An item's last version before training's end, and nothing of an item that had none by then."""
+    ts, split = unordered(rng)
+    changed = with_version(ts, 0, 5_000_000)
+    space = changed.spaces["text"].space_id
+    for end, expected in ((4_000_000, changed.items.vectors[space][0]), (FOREVER_US, changed.items.vectors[space][-1])):
+        fitted = fit(changed, replace(split, train_end_us=end), replace(SET, max_epochs=1), 0)
+        np.testing.assert_allclose(mixing._content(fitted.run, "text")[0], expected)
+    late = replace(ts, items=replace(ts.items, valid_from_R=np.where(np.arange(60) == 0, 5_000_000, -1)))
+    fitted = fit(late, replace(split, train_end_us=4_000_000), replace(SET, max_epochs=1), 0)
+    assert not mixing._content(fitted.run, "text")[0].any()
+    assert mixing._content(fitted.run, "tags")[1].any()
+
+
+def test_factors_of_too_few_are_refused(rng, monkeypatch):
+    """By number, rather than replaced by another prior."""
+    monkeypatch.setattr(mixing, "RANKS", (64,))
+    ts, split = ordered(rng, users=40)
+    fitted = fit(ts, split, replace(SMALL, max_epochs=1, prior="svd"), 0)
+    with pytest.raises(
+        TrainingSetError, match="svd needs more than 64 items and users with likes, and there are 60 and 40"
+    ):
+        mix_prior(fitted)

@@ -19,6 +19,10 @@ from ranker.errors import RankerError
         ({"batch_size": 0}, "no loss is left with history='order', batch_size=0 and batch_users=0: set batch_users"),
         ({"fusion": "late"}, "fusion='late' reads sets, and history is 'order': set history to 'set'"),
         ({"mean_keeps": 1.0}, "mean_keeps is 1.0"),
+        ({"network": False}, "prior is '': set it to 'ease' or 'svd'"),
+        ({"heads": 3}, "dim 32 is not a multiple of heads 3"),
+        ({"prototypes": 0}, "prototypes is 0: set it to 1 or more"),
+        ({"look_epochs": 0}, "look_epochs is 0: set it to 1 or more"),
     ],
 )
 def test_settings_that_go_with_no_training_are_refused(settings, message):

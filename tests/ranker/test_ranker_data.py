@@ -10,7 +10,7 @@ import pytest
 
 from feature_store.history import Events
 from ranker.config import RankerConfig
-from ranker.data import NO_ROW, Items, Profile, TrainingSet, spaces_by_modality, time_split
+from ranker.data import NO_ROW, Items, Profile, TrainingSet, spaces_by_modality, time_split, vector_column
 from ranker.errors import TrainingSetError
 from ranker.evaluate import popularity_scorer, tasks
 from ranker.examples import build_examples
@@ -204,3 +204,15 @@ def test_a_profile_is_seen_only_after_it_was_written(ts):
     assert with_words.profile("u", 1_000) is None
     assert with_words.profile("u", 1_001) is vector
     assert with_words.profile("nobody", 1_001) is None
+
+
+def test_vectors_of_other_lengths_are_refused():
+    """Also where their lengths add up; the message has the length that was found."""
+    table = pa.table({"text": pa.array([[1.0, 0.0, 0.0], None, [1.0, 0.0, 0.0, 0.0, 0.0]], pa.list_(pa.float32()))})
+    with pytest.raises(TrainingSetError, match=r"a vector of text is of length 3, and meta\.json says 4"):
+        vector_column(table, "text", 4)
+
+
+def test_the_last_version_is_the_one_that_begins_last():
+    """In whatever order a folder has them."""
+    assert items_of([(0, 20, 99), (0, 0, 20), (1, 0, 99)]).last_row_I.tolist() == [0, 2]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from ranker.data import Profile
 from ranker.errors import ResumeError
 from ranker.loop import fit
-from ranker.resume import unfinished_epoch
+from ranker.resume import given_of, unfinished_epoch
 from tests.ranker.sets import SMALL, ordered
 
 BOTH = replace(SMALL, batch_size=16, attention=True, popularity=True, max_epochs=5, patience=5)
@@ -105,3 +106,18 @@ def test_nothing_is_left_beside_the_file(rng, tmp_path):
     ts, split = ordered(rng, users=40)
     stopped(ts, split, BOTH, tmp_path / "unfinished")
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+def test_what_was_shown_is_a_part_of_what_training_depends_on(rng):
+    """Places, replies, devices and users' own words too."""
+    ts, split = ordered(rng, users=40)
+    given = given_of(ts, split, SMALL, 0, None)
+    placed = replace(split, train=replace(split.train, positions=np.ones(len(split.train))))
+    on_phones = replace(split, train=replace(split.train, devices=["phone"] * len(split.train)))
+    told = replace(ts, profiles={"u0000": Profile(np.ones(8, np.float32), 0)})
+    for other in (
+        given_of(ts, placed, SMALL, 0, None),
+        given_of(ts, on_phones, SMALL, 0, None),
+        given_of(told, split, SMALL, 0, None),
+    ):
+        assert sum(given[name] != other[name] for name in given) == 1

@@ -245,3 +245,24 @@ def test_movielens_is_split_and_judged_as_the_benchmark_does_it():
     judged = evaluate_scorers(held, {"popularity": popularity}, QUICK)["popularity"]["all"]
     assert judged["labels"] == 943
     assert judged["ndcg_at_10"] == pytest.approx(0.044, abs=0.0005)
+
+
+def test_a_set_with_other_items_or_events_is_not_judged(ts, tmp_path):
+    """Which items and events are held out depends on all of them, not on labels alone."""
+    result = train(ts, QUICK, tmp_path, "split", protocol="cold-items", seed=3)
+    manifest = Ranker.load(result.folder).manifest
+    more = replace(ts, items=replace(ts.items, names=[*ts.items.names, "another"]))
+    with pytest.raises(EvaluationError, match="the items of this training set are not those"):
+        held_out_of(more, manifest, QUICK)
+    user, events = next(iter(ts.events.items()))
+    fewer = replace(ts, events={**ts.events, user: events.take(np.arange(len(events) - 1))})
+    with pytest.raises(EvaluationError, match="the events of this training set are not those"):
+        held_out_of(fewer, manifest, QUICK)
+
+
+def test_roles_that_are_not_the_protocols_are_refused(ts):
+    """By time they are two instants, and the split is made of these."""
+    plan = plan_split(ts, "time", QUICK, 0)
+    assert (plan_split(ts, "time", QUICK, 0, plan.roles).roles == plan.roles).all()
+    with pytest.raises(EvaluationError, match="not those of the protocol time"):
+        plan_split(ts, "time", QUICK, 0, np.where(plan.roles == 0, 3, plan.roles).astype(np.int8))

@@ -12,8 +12,8 @@ from ranker.fit import build_model, build_vocabulary
 from ranker.model import MASKED
 from ranker.run import start, weighed_choice
 from ranker.sequences import Histories
-from ranker.steps import Sample, _both, align_loss, bag, choose_rows, corrected, place_loss
-from tests.ranker.sets import SMALL, ordered
+from ranker.steps import Sample, _both, align_loss, bag, choose_rows, corrected, place_loss, set_loss
+from tests.ranker.sets import SMALL, ordered, unordered
 
 
 def run_of(ts, split, config=SMALL):
@@ -166,3 +166,14 @@ def test_ids_and_contents_are_drawn_together(rng):
         )
     kinds = rows % 4
     assert np.mean(kinds[cosines.argmax(1).numpy()] == kinds) > 0.8
+
+
+def test_what_no_label_is_about_is_never_to_be_found(rng):
+    """Events without a label in training are read, and their items are neither candidates nor targets: the loss stays that of a guess."""
+    ts, split = unordered(rng)
+    config = replace(SMALL, history="set", layers=0, set_dim=16, hidden_share=(0.9, 0.9))
+    unlabelled = replace(split, train=split.train.take(np.flatnonzero(split.train.item_row % 5 != 0)))
+    run = run_of(ts, unlabelled, config)
+    histories = Histories.of(ts, split.train, run.model, run.vocabulary)
+    loss = set_loss(run, histories, np.arange(32))
+    assert 0 < float(loss.detach()) < 2 * np.log(60)
