@@ -23,12 +23,12 @@ from rich.text import Text
 
 from examples.movielens import VARIABLE, DataError, MovieLens, find_folder, read, write
 from examples.movielens_paths import compare
+from triptych.console import EXIT_PARTIAL
 from triptych.demo.walk import StageError, Walk
 
 MODEL_ID: Final = "movielens"
 TOP_N: Final = 10
 SHOWN_HISTORY: Final = 8
-EXIT_PARTIAL: Final = 3
 PARTS: Final = ("data", "home", "logs", "summary.json")
 MARKER: Final = (
     ".movielens-example"  # says that what bears the names in PARTS beside it was made here, and may be removed

@@ -59,7 +59,7 @@ class Jobs:
             raise ValueError(f"--device is {self.device}, and this machine has no CUDA GPU: leave it out")
         if self.processes == 1 or len(jobs) < 2:
             for name, job in jobs.items():
-                yield name, _on(self.device, job, telling(name, tell))
+                yield name, _on(self.device, job, _prefixed(name, tell))
             return
         threads = max(1, torch.get_num_threads() // self.processes)
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
@@ -106,7 +106,7 @@ class Jobs:
         temporary.replace(path)
 
 
-def telling(name: str, tell: Tell) -> Tell:
+def _prefixed(name: str, tell: Tell) -> Tell:
     """Tells lines that begin with what is being done."""
     return lambda line: tell(f"{_short(name)}: {line}")
 

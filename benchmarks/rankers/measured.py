@@ -170,13 +170,13 @@ def measure_fused_set(split: Interactions, session: Session) -> None:
     record.note(f"{split.name} lost without", {name: round(value, 4) for name, value in means.items()})
     if split.name == "movielens-1m":
         record.claim("worst_modality_drop", max(means.values()), "of NDCG@20", bar=0.05, better="lower")
-    for claim, metric, bar in SET_CLAIMS.get(split.name, ()):
+    for claim, metric, bar in SET_CLAIMS[split.name]:
         record.claim(claim, float(found[metric].mean()), metric, bar=bar)
 
 
 def _set_seeds(split: Interactions, known: Known, session: Session) -> tuple[dict[str, Values], list[Outcome]]:
     """Recall@20 and NDCG@20 by user, the mean over seeds, and each seed's outcome."""
-    configs: Sequence[RankerConfig] = SET_CONFIGS.get(split.name, (VARIATIONAL, DETERMINISTIC))
+    configs: Sequence[RankerConfig] = SET_CONFIGS[split.name]
     configs = [config for config in configs if config.fusion != "late" or len(known.content) > 1]
     outcomes, config = session.over_seeds(
         (split.name, known.what), configs, lambda configs, seed: partial(train_set_seed, split, known, configs, seed)
@@ -221,7 +221,7 @@ def measure_fused_cold(split: Interactions, session: Session) -> None:
 
 def train_cold_seed(split: Interactions, known: Known, seed: int, tell: Tell) -> Outcome:
     """One draw of held-out items: Recall@20, NDCG@20 and GAUC among them."""
-    everything, _, held = cold_items(split, seed)
+    everything, held = cold_items(split, seed)
     (trained, test), peak_gb = with_peak(lambda: train_cold(everything, held, known, COLD, seed, tell))
     found = places_of_sets(trained, test, held)
     means = {
@@ -254,11 +254,11 @@ def measure_fused_next(
     """The whole model against SASRec of the same run: `sasrec` has its metrics by user, the mean over seeds."""
     outcomes, config = session.over_seeds(
         (name, known.what),
-        NEXT_CONFIGS.get(name, (NEXT_IDS,)),
+        NEXT_CONFIGS[name],
         lambda configs, seed: partial(train_next_seed, split, known, configs, seed),
     )
     found = _noted(session.record, f"{name} {known.what}", outcomes, config)
-    for claim, metric, bar in NEXT_CLAIMS.get(name, ()):
+    for claim, metric, bar in NEXT_CLAIMS[name]:
         session.record.claim(claim, float(found[metric].mean()), metric, bar=bar)
     _against_sasrec(name, found, sasrec, session.record)
     _retrieved(name, [one.about["retrieval"] for one in outcomes], session.record)

@@ -16,9 +16,10 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from ranker.protocols import held_out
+
 VARIABLE: Final = "TRIPTYCH_DATA"
 VALIDATION_SHARE: Final = 0.1
-COLD_SHARE: Final = 5  # one item in five is held out
 Matrix = scipy.sparse.csr_matrix
 Ints = NDArray[np.int64]
 
@@ -71,12 +72,10 @@ def lastfm_2k() -> Interactions:
     return Interactions("lastfm-2k", train, validation, train, test, content)
 
 
-def cold_items(split: Interactions, seed: int) -> tuple[Matrix, Ints, Ints]:
-    """(all interactions of both files, warm items, held-out items): a fifth of the items, drawn by the seed, is nobody's training."""
+def cold_items(split: Interactions, seed: int) -> tuple[Matrix, Ints]:
+    """(all interactions of both files, held-out items): a fifth of the items, drawn by the seed, is nobody's training."""
     everything = (split.train + split.test).minimum(1.0).tocsr()
-    items = everything.shape[1]
-    held = np.sort(np.random.RandomState(seed).choice(items, items // COLD_SHARE, replace=False))
-    return everything, np.setdiff1d(np.arange(items), held), held
+    return everything, held_out(everything.shape[1], seed=seed)[0]
 
 
 def subset(split: Interactions, users: int) -> Interactions:
