@@ -27,7 +27,7 @@ from benchmarks.common import Options, Record, run
 from benchmarks.rankers import ablations, clicks, serving
 from benchmarks.rankers.films import films
 from benchmarks.rankers.fusion import Known, Tell, spaces_of_set
-from benchmarks.rankers.jobs import Jobs, Outcome, named
+from benchmarks.rankers.jobs import Jobs, JobsError, Outcome, named
 from benchmarks.rankers.measured import (
     Session,
     claim_cost,
@@ -313,4 +313,7 @@ def _sasrec(
 
 
 if __name__ == "__main__":
-    run(measure_all, PARTS, "Rankers on public data, by full ranking.", more=add_options)
+    try:
+        run(measure_all, PARTS, "Rankers on public data, by full ranking.", more=add_options)
+    except JobsError as error:
+        raise SystemExit(f"error: {error}") from None

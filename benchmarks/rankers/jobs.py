@@ -30,6 +30,10 @@ class Outcome:
 Job = Callable[[Tell], Outcome]
 
 
+class JobsError(Exception):
+    """Trainings cannot be done as asked; the message says what to change."""
+
+
 @dataclass(frozen=True)
 class Jobs:
     """How jobs are done: at most so many at once, where their outcomes are kept (None: nowhere), and on which of torch's devices.
@@ -42,9 +46,13 @@ class Jobs:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` where nothing could run."""
+        """Raises `JobsError` where nothing could run."""
         if self.processes < 1:
-            raise ValueError(f"--processes is {self.processes}: set it to 1 or more")
+            raise JobsError(f"--processes is {self.processes}: set it to 1 or more")
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise JobsError(f"--kept {self.folder} is no folder: name one, or what is not there yet")
+        if self.folder is None:
+            self._check_device()
 
     def run(self, jobs: Mapping[str, Job], tell: Tell) -> list[Outcome]:
         """The outcomes in the order of `jobs`, those kept before among them. Jobs have to be picklable where several run at once."""
@@ -55,8 +63,8 @@ class Jobs:
         return [found[name] for name in jobs]
 
     def _done(self, jobs: Mapping[str, Job], tell: Tell) -> Iterator[tuple[str, Outcome]]:
-        if jobs and torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device is {self.device}, and this machine has no CUDA GPU: leave it out")
+        if jobs:
+            self._check_device()
         if self.processes == 1 or len(jobs) < 2:
             for name, job in jobs.items():
                 yield name, _on(self.device, job, _prefixed(name, tell))
@@ -80,6 +88,11 @@ class Jobs:
                 yield futures[future], future.result()
             if failed:
                 raise failed
+
+    def _check_device(self) -> None:
+        """Before the first training: what was kept on a GPU is read without one."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise JobsError(f"--device is {self.device}, and this machine has no CUDA GPU: leave it out")
 
     def _path(self, name: str) -> Path | None:
         key = hashlib.sha256(f"{name} on {self.device}".encode()).hexdigest()[:16]

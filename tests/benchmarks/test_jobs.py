@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rankers.jobs import Jobs, Outcome, named
+from benchmarks.rankers.jobs import Jobs, JobsError, Outcome, named
 
 
 def square(number, tell):
@@ -63,10 +63,13 @@ def test_a_job_that_fails_loses_no_other(tmp_path, processes):
     assert 1 <= kept <= 10
 
 
-def test_no_processes_is_no_setting():
-    """The error names the option."""
-    with pytest.raises(ValueError, match="--processes is 0"):
+def test_what_cannot_be_is_told_by_its_option(tmp_path):
+    """Before anything is trained."""
+    with pytest.raises(JobsError, match="--processes is 0: set it to 1 or more"):
         Jobs(0)
+    (tmp_path / "file").touch()
+    with pytest.raises(JobsError, match=r"--kept .* is no folder"):
+        Jobs(folder=tmp_path / "file")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -75,6 +78,8 @@ def test_a_gpu_that_is_not_there_is_asked_for_only_by_work(tmp_path):
     kept = Jobs(folder=tmp_path)
     kept.run(squares([3]), print)
     on_gpu = Jobs(folder=tmp_path, device="cuda")
-    with pytest.raises(ValueError, match="--device is cuda, and this machine has no CUDA GPU"):
+    with pytest.raises(JobsError, match="--device is cuda, and this machine has no CUDA GPU"):
         on_gpu.run(squares([3]), print)
     assert on_gpu.run({}, print) == []
+    with pytest.raises(JobsError, match="--device is cuda"):
+        Jobs(device="cuda")

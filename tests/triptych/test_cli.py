@@ -73,7 +73,7 @@ def test_an_unknown_view_is_wrong_usage_at_once(tmp_path):
 def test_an_unknown_preset_is_refused_before_the_training_set_is_joined(tmp_path):
     """A preset that is not there is an error with the names of those that are, and makes nothing."""
     done = triptych("train", "--model-id", "a", "--preset", "huge", home=tmp_path / "home")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "tiny" in done.stderr
     assert not (tmp_path / "home").exists()
 
