@@ -130,6 +130,7 @@ class Scored:
     scores: Values
     chances: Values
     facts: Mapping[str, Any]
+    setting: Any = None  # that was chosen, where there was a choice
 
 
 def calibrated(data: ClickSet, held: Values, tested: Values) -> Values:
@@ -145,7 +146,7 @@ def chosen(data: ClickSet, settings: Sequence[Any], score: Callable[[Any, NDArra
     best = int(np.argmax([auc(data.clicked[at], one) for one in tried]))
     scores = score(settings[best], data.known)[tested]
     facts = {"settings": str(settings[best]), "validation_auc": round(auc(data.clicked[at], tried[best]), 4)}
-    return Scored(scores[None], calibrated(data, tried[best], scores)[None], facts)
+    return Scored(scores[None], calibrated(data, tried[best], scores)[None], facts, settings[best])
 
 
 def biases(data: ClickSet) -> Scored:
@@ -171,7 +172,7 @@ def factors(data: ClickSet, seeds: Sequence[int]) -> Scored:
         return mean + np.einsum("nr,nr->n", users[of.user], items[of.item])
 
     first = chosen(data, [(ridge, seeds[0]) for ridge in RIDGES], score)
-    ridge = float(first.facts["settings"].strip("(").split(",")[0])
+    ridge = first.setting[0]
     more = [chosen(data, [(ridge, seed)], score) for seed in seeds[1:]]
     parts = [first, *more]
     return Scored(
