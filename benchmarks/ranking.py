@@ -115,14 +115,17 @@ def measure_all(options: Options, record: Record) -> None:
     if options.quick:
         seeds, minutes = 1, 0.1
     with telling() as tell:
-        session = Session(range(seeds), record, tell, jobs)
+        session, absent = Session(range(seeds), record, tell, jobs), []
         for name in PARTS:
             if options.wants(name):
                 try:
                     _measure(name, options.quick, 60.0 * minutes, session)
                 except FileNotFoundError as error:
                     print(f"{name} is left out: {error}")
+                    absent.append(name)
                 session.cost.note(name, record)
+    if options.only and set(absent) == set(options.only):
+        raise JobsError(f"nothing was measured: {', '.join(absent)} cannot be read")
     claim_cost(record, _before(options))
 
 

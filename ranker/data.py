@@ -277,6 +277,12 @@ def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
     table = table.sort_by("item_row")
     names, item_r = np.unique(np.asarray(table["item_id"].to_pylist(), object), return_inverse=True)
     vectors, present = {}, {}
+    named = {f"vec_{space.space_id}" for space in spaces.values()}
+    if unnamed := [column for column in table.column_names if column.startswith("vec_") and column not in named]:
+        raise TrainingSetError(
+            f"items.parquet has {', '.join(unnamed)}, and meta.json names no such space but {', '.join(sorted(named)) or 'none'}: name it in "
+            "meta.json's `spaces`, or drop the column"
+        )
     for space in spaces.values():
         vectors[space.space_id], present[space.space_id] = vector_column(table, f"vec_{space.space_id}", space.dim)
         _check_norms(space, vectors[space.space_id][present[space.space_id]])
@@ -310,8 +316,10 @@ def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.floa
     present = np.asarray(column.is_valid())
     lengths = pc.list_value_length(column.drop_null()).to_numpy(zero_copy_only=False)
     if (wrong := lengths[lengths != dim]).size:
+        first = int(np.flatnonzero(present)[np.flatnonzero(lengths != dim)[0]])
         raise TrainingSetError(
-            f"a vector of {name} is of length {wrong[0]}, and meta.json says {dim}: make all of that length, or null"
+            f"items.parquet: {wrong.size} of {lengths.size} vectors of {name} are not of length {dim}, which meta.json says: that of row {first} has "
+            f"{wrong[0]}; make all of that length, or null"
         )
     flat = np.asarray(column.drop_null().flatten(), np.float32)
     vectors = np.zeros((len(present), dim), np.float32)

@@ -45,7 +45,7 @@ def data_folder(name: str) -> Path:
     folder = Path(os.environ.get(VARIABLE, "/nonexistent")) / name
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{VARIABLE} names no folder with {name}: set it to the folder that holds the data sets"
+            f"{VARIABLE} is {os.environ.get(VARIABLE)!r}, and names no folder with {name}: set it to the folder that holds the data sets"
         )
     return folder
 

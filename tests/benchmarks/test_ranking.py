@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import ranking
 from benchmarks.common import Options, Record
+from benchmarks.rankers.jobs import JobsError
 from benchmarks.rankers.measured import Session
 from benchmarks.rankers.sequences import LeaveOneOut, Sequences
 from benchmarks.rankers.sets import VARIABLE, cold_items, data_folder, lastfm_2k, matrix, movielens_1m, tag_matrix
@@ -68,7 +69,8 @@ def test_a_set_that_is_not_there_is_left_out_by_name(tmp_path, monkeypatch, caps
     """The error names the variable and the set, and the run says so and goes on."""
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     record = Record()
-    ranking.measure_all(Options(only=("lastfm-2k",)), record)
+    with pytest.raises(JobsError, match="nothing was measured: lastfm-2k"):
+        ranking.measure_all(Options(only=("lastfm-2k",)), record)
     assert "lastfm-2k is left out" in capsys.readouterr().out
     assert list(record.details) == ["options"]
     with pytest.raises(FileNotFoundError, match=r"TRIPTYCH_DATA .*lastfm-2k"):

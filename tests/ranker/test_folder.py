@@ -117,6 +117,14 @@ def test_a_meta_that_names_no_spaces_is_refused(folder, meta, message):
         TrainingSet.load(folder)
 
 
+def test_a_vector_column_that_no_space_names_is_refused(folder):
+    """It would be left out without a word."""
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {"spaces": []}))
+    with pytest.raises(TrainingSetError, match=r"items\.parquet has vec_.* names no such space but none: name it"):
+        TrainingSet.load(folder)
+
+
 def test_vectors_of_no_unit_norm_are_refused(folder):
     """The space and the norm are in the message: cosines of such vectors would say nothing."""
     space = json.loads((folder / "meta.json").read_text())["spaces"][0]

@@ -209,7 +209,10 @@ def test_a_profile_is_seen_only_after_it_was_written(ts):
 def test_vectors_of_other_lengths_are_refused():
     """Also where their lengths add up; the message has the length that was found."""
     table = pa.table({"text": pa.array([[1.0, 0.0, 0.0], None, [1.0, 0.0, 0.0, 0.0, 0.0]], pa.list_(pa.float32()))})
-    with pytest.raises(TrainingSetError, match=r"a vector of text is of length 3, and meta\.json says 4"):
+    with pytest.raises(
+        TrainingSetError,
+        match=r"2 of 2 vectors of text are not of length 4, which meta\.json says: that of row 0 has 3",
+    ):
         vector_column(table, "text", 4)
 
 

@@ -121,6 +121,10 @@ def test_the_model_verb_lists_promotes_and_undoes(home):
     """`triptych model` prints the list as JSON, switches the stable model and goes back; errors leave with code 1."""
     for name in ("one", "two"):
         tiny_checkpoint(home.models, name)
+    refused = run(model.app, ["promote", "one"])
+    assert refused.exit_code == 1
+    assert "this home has no vectors of such a space" in refused.stderr
+    register_spaces(home, list(example_spaces().values()))
     assert run(model.app, ["promote", "one"]).exit_code == 0
     assert run(model.app, ["promote", "two"]).exit_code == 0
     listed = {row["model_id"]: row["stable"] for row in json.loads(run(model.app, ["list", "--json"]).stdout)}

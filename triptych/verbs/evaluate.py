@@ -19,7 +19,8 @@ def evaluate(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Also write report.html and report.json into this folder: intervals, slices, gates, attention."
+            file_okay=False,
+            help="Also write report.html and report.json into this folder: intervals, slices, gates, attention.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

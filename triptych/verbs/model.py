@@ -89,14 +89,23 @@ def artefact(
 @app.command()
 def promote(model_id: Annotated[str, typer.Argument(help="Checkpoint to make stable.")]) -> None:
     """Make a checkpoint the stable model; a running server takes it over by itself."""
-    from encoders.space import SpaceError
+    from encoders.space import SpaceError, check_model_id
+    from feature_store.errors import FeatureStoreError
     from feature_store.home import find_home
+    from feature_store.spaces import read_spaces
     from ranker import checkpoint
-    from ranker.errors import RankerError
+    from ranker.errors import CheckpointError, RankerError
 
+    home = find_home()
     try:
-        before = checkpoint.promote(find_home(), model_id)
-    except (RankerError, SpaceError) as error:
+        reads = checkpoint.read_manifest(home.models / check_model_id(model_id))["space_ids"].values()
+        known = {space.space_id for space in read_spaces(home, "item")}
+        if foreign := sorted(set(reads) - known):
+            raise CheckpointError(
+                f"{model_id} reads {', '.join(foreign)}, and this home has no vectors of such a space: ingest with its encoder first, or promote another"
+            )
+        before = checkpoint.promote(home, model_id)
+    except (RankerError, FeatureStoreError, SpaceError) as error:
         fail(error)
     console.print(f"{model_id} is stable (before: {before or 'none'})")
     console.print("if its vectors are not in the store yet, `triptych materialize` loads them")

@@ -48,7 +48,8 @@ def train(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Train on this folder of Parquet files (docs/training-sets.md has the layout) in place of Feast's point-in-time join."
+            file_okay=False,
+            help="Train on this folder of Parquet files (docs/training-sets.md has the layout) in place of Feast's point-in-time join.",
         ),
     ] = None,
     protocol: Annotated[
@@ -104,6 +105,8 @@ def train(
         fail(
             "--space and --upgrade choose what is joined, but the folder of --data names its spaces itself", EXIT_USAGE
         )
+    if seed < 0:
+        fail(f"--seed is {seed}: give 0 or more", EXIT_USAGE)
     home = find_home()
     try:
         settings = config.of_kind(model, preset)
