@@ -98,7 +98,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each trained model (default %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time (default %(default)s)")
     parser.add_argument(
-        "--device", default="cpu", help="cuda: train there (default %(default)s); costs are claimed of the CPU only"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: train there (default %(default)s); costs are claimed of the CPU only",
     )
     parser.add_argument(
         "--kept", type=Path, help="folder that keeps each training's outcome: a run that was cut off goes on from there"

@@ -4,7 +4,7 @@ The file in the home is the one in use; the committed `feature_repo/spaces.yaml`
 too how its encoder is loaded again, as plain options that only `encoders` understands, and in which state it is.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -121,6 +121,11 @@ def find_entry(home: Home, space_id: str, entity: str | None = None) -> SpaceEnt
             return entry
     there_are = sorted({e.space.space_id for e in entries})
     raise SpaceRegistryError(f"no space {space_id!r} is registered; there are {there_are}")
+
+
+def foreign_spaces(home: Home, space_ids: Iterable[str]) -> list[str]:
+    """Those of the ids, sorted, that name no item space of this home: it has no vectors of them."""
+    return sorted(set(space_ids) - {space.space_id for space in read_spaces(home, "item")})
 
 
 def register_spaces(

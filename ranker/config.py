@@ -129,18 +129,9 @@ class RankerConfig:
             raise RankerError(
                 "without a network there is nothing but a prior, and prior is '': set it to 'ease' or 'svd'"
             )
-        least = {
-            "dim": 1,
-            "heads": 1,
-            "prototypes": 1,
-            "max_epochs": 1,
-            "look_epochs": 1,
-            "patience": 1,
-            "history_length": 1,
-        }
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise RankerError(f"{name} is {getattr(self, name)}: set it to {bound} or more")
+        for name in ("dim", "heads", "prototypes", "max_epochs", "look_epochs", "patience", "history_length"):
+            if getattr(self, name) < 1:
+                raise RankerError(f"{name} is {getattr(self, name)}: set it to 1 or more")
         if self.history == "order" and self.dim % self.heads:
             raise RankerError(f"dim {self.dim} is not a multiple of heads {self.heads}: set one of them so that it is")
         if self.fusion == "late" and self.history != "set":

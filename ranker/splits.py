@@ -145,11 +145,10 @@ def describe(ts: TrainingSet, protocol: str, seed: int) -> dict[str, Any]:
 def _by_time(ts: TrainingSet, roles: Roles | None) -> Plan:
     split = time_split(ts.labels)
     cuts = [split.train_end_us, split.test_start_us]
-    if roles is None:
-        roles = np.searchsorted(cuts, ts.labels.timestamps_us, side="right").astype(np.int8)
+    made = np.searchsorted(cuts, ts.labels.timestamps_us, side="right").astype(np.int8)
+    roles = made if roles is None else roles
     _check(ts, BY_TIME, roles)
-    parts = (split.train, split.validation, split.test)
-    if np.bincount(roles, minlength=3)[:3].tolist() != [len(part) for part in parts]:
+    if not np.array_equal(roles, made):
         raise EvaluationError(
             f"the roles given are not those of the protocol {BY_TIME}, which cuts at 70 and 80 %: leave them out"
         )

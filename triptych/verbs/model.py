@@ -92,15 +92,14 @@ def promote(model_id: Annotated[str, typer.Argument(help="Checkpoint to make sta
     from encoders.space import SpaceError, check_model_id
     from feature_store.errors import FeatureStoreError
     from feature_store.home import find_home
-    from feature_store.spaces import read_spaces
+    from feature_store.spaces import foreign_spaces
     from ranker import checkpoint
     from ranker.errors import CheckpointError, RankerError
 
     home = find_home()
     try:
         reads = checkpoint.read_manifest(home.models / check_model_id(model_id))["space_ids"].values()
-        known = {space.space_id for space in read_spaces(home, "item")}
-        if foreign := sorted(set(reads) - known):
+        if foreign := foreign_spaces(home, reads):
             raise CheckpointError(
                 f"{model_id} reads {', '.join(foreign)}, and this home has no vectors of such a space: ingest with its encoder first, or promote another"
             )

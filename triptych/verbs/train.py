@@ -162,11 +162,10 @@ def _put_to_use(home: "Home", folder: Path, *, promote: bool) -> bool:
 
 def _foreign_spaces(home: "Home", ts: "TrainingSet", *, promote: bool) -> list[str]:
     """Spaces of a folder that this home does not have; raises `TrainingSetError` where such a model is to be promoted."""
-    from feature_store.spaces import read_spaces
+    from feature_store.spaces import foreign_spaces
     from ranker.errors import TrainingSetError
 
-    known = {space.space_id for space in read_spaces(home, "item")}
-    foreign = sorted(space.space_id for space in ts.spaces.values() if space.space_id not in known)
+    foreign = foreign_spaces(home, [space.space_id for space in ts.spaces.values()])
     if foreign and promote:
         raise TrainingSetError(
             f"a model of {', '.join(foreign)} cannot be promoted: this home has no vectors of such a space; leave out --promote, or ingest "
