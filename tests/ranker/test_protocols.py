@@ -6,8 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.rankers.sequences import LeaveOneOut, movielens_100k
-from benchmarks.rankers.sets import cold_items as cold_movies
-from benchmarks.rankers.sets import movielens_1m
 from ranker import leakage, protocols
 from ranker.errors import EvaluationError
 from ranker.protocols import Role
@@ -135,11 +133,3 @@ def test_movielens_is_split_as_the_benchmark_splits_it(rng):
     assert protocols.tied(roles, found.user, time_us) == 415
     shuffled = np.argsort(rng.permutation(found.users)[found.user], kind="stable")
     np.testing.assert_array_equal(protocols.leave_one_out(found.user[shuffled], time_us[shuffled]), roles[shuffled])
-
-
-def test_cold_movies_are_those_of_the_benchmark():
-    """The held-out items of movielens-1m by each of its seeds."""
-    split = public(movielens_1m)
-    for seed in range(3):
-        _, _, held = cold_movies(split, seed)
-        np.testing.assert_array_equal(protocols.held_out(split.train.shape[1], seed=seed)[0], held)
