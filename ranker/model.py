@@ -6,7 +6,7 @@ the candidate read single events of the history. The prior is linear item-to-ite
 token and in the cosines, so that items which nobody met yet have their place; what is known of single ids is often dropped in training.
 
 Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, S slots of a token, T tags
-of an item, D width of tokens, P prototypes of a space, F = M * P, X experts (`late` fusion; else one).
+of an item, D width of tokens, P prototypes of a space, F = M * P, X experts (`late` fusion; else one). In `read` P is L + 1 places, E those that are no padding.
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
@@ -165,12 +165,16 @@ class ItemEncoder(nn.Module):
         content = [layer(space_NMK[:, m]) for m, layer in enumerate(self.content)]
         if self.fusion == "late":
             content = [torch.cat(content, dim=1)]  # N, D
-        weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
-        tags_ND = self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))
-        others = [self.ids(inputs.index_N), self.categories(inputs.category_N), self.price(price_N[:, None]), tags_ND]
+        ids_ND = self.ids(inputs.index_N)
+        others = [ids_ND, self.categories(inputs.category_N), self.price(price_N[:, None])]
+        others.append(self._tags(inputs) if self.tags.num_embeddings > 1 else torch.zeros_like(ids_ND))
         if self.factors is not None:
             others.append(self.factors(F.dropout(self._factors(inputs), self.dropout, self.training)))
         return torch.stack([*content, *others], 1)
+
+    def _tags(self, inputs: ItemInputs) -> Tensor:
+        weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
+        return self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))  # type: ignore[no-any-return]
 
     def there(self, inputs: ItemInputs) -> Tensor:
         """Which slots [N, S] an item has."""
@@ -205,6 +209,26 @@ def _content(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Seque
     return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where E rows stand among the P places of B users; None: everywhere, padding too."""
+
+    at_E: Tensor | None
+    users: int
+    length: int
+
+    def pack(self, x_BPD: Tensor) -> Tensor:
+        """[B, P, D] -> [E, D]."""
+        x_ND = x_BPD.flatten(0, 1)
+        return x_ND if self.at_E is None else x_ND.index_select(0, self.at_E)
+
+    def pad(self, x_ED: Tensor) -> Tensor:
+        """[E, D] -> [B, P, D], 0 where nothing stands."""
+        if self.at_E is not None:
+            x_ED = x_ED.new_zeros(self.users * self.length, x_ED.shape[1]).index_copy(0, self.at_E, x_ED)
+        return x_ED.view(self.users, self.length, -1)
+
+
 class Block(nn.Module):
     """One pre-norm Transformer block with causal attention."""
 
@@ -216,20 +240,16 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
         self.mlp = nn.Sequential(nn.Linear(d, 4 * d), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(4 * d, d))
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]; padding at the end needs no mask, since nothing before it looks there."""
-        b, n, d = x_BLD.shape
-        qkv = (
-            self.qkv(self.norm1(x_BLD)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        )  # 3 B H L D/H
-        mixed = F.scaled_dot_product_attention(
-            qkv[0], qkv[1], qkv[2], is_causal=True
-        )  # with dropout here it is far slower
-        x_BLD = x_BLD + self._drop(self.out(mixed.transpose(1, 2).reshape(b, n, d)))
-        return x_BLD + self._drop(self.mlp(self.norm2(x_BLD)))
+    def forward(self, x_ED: Tensor, places: Places) -> Tensor:
+        """[E, D] -> [E, D]; padding at the end needs no mask, since nothing before it looks there."""
+        qkv_BPG = places.pad(self.qkv(self.norm1(x_ED)))
+        q, k, v = qkv_BPG.view(places.users, places.length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # B H P D/H
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # with dropout here it is far slower
+        x_ED = x_ED + self._drop(self.out(places.pack(mixed.transpose(1, 2).flatten(2))))
+        return x_ED + self._drop(self.mlp(self.norm2(x_ED)))
 
-    def _drop(self, x_BLD: Tensor) -> Tensor:
-        return F.dropout(x_BLD, self.dropout, self.training)
+    def _drop(self, x_ED: Tensor) -> Tensor:
+        return F.dropout(x_ED, self.dropout, self.training)
 
 
 class SetReader(nn.Module):
@@ -348,10 +368,14 @@ class FusionRanker(nn.Module):
         if self.config.time_gaps:
             events_BLD = events_BLD + self.gap(gap_BL)
         start_B1D = self.start.expand(len(events_BLD), 1, -1)
-        x_BPD = F.dropout(torch.cat([start_B1D, events_BLD], dim=1), self.config.dropout, self.training)
+        x_BPD = torch.cat([start_B1D, events_BLD], dim=1)
+        # Padding is most of a batch of users with few events; in training only attention sees it.
+        there_BP = F.pad(history.mask_BL, (1, 0), value=True)
+        places = Places(there_BP.flatten().nonzero()[:, 0] if self.training else None, *there_BP.shape)
+        x_ED = F.dropout(places.pack(x_BPD), self.config.dropout, self.training)
         for block in self.blocks:
-            x_BPD = block(x_BPD)
-        return self.final(x_BPD)  # type: ignore[no-any-return]
+            x_ED = block(x_ED, places)
+        return places.pad(self.final(x_ED))
 
     def vector(self, read_SD: Tensor, context_SX: Tensor, recency_S: Tensor, device_S: Tensor | None = None) -> Tensor:
         """Users' vectors [S, D]: what was read, and when (`context_features`; seconds since the last event, inf where there is none).

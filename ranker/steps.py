@@ -119,7 +119,7 @@ def corrected(logits_SC: Tensor, sample: Sample, target_S: Tensor) -> Tensor:
     chance_C = tensor_of(sample.log_chance_C)
     own_S1 = logits_SC.gather(1, target_S[:, None])
     return torch.where(chance_C.isfinite(), logits_SC - chance_C.clamp_min(MASKED), MASKED).scatter(
-        1, target_S[:, None], own_S1
+        1, target_S[:, None], own_S1.to(chance_C.dtype)
     )
 
 
@@ -139,7 +139,7 @@ def align_loss(run: Run) -> Tensor:
 
 
 def _tower(run: Run, vector_SD: Tensor, items: Items) -> Tensor:
-    return vector_SD @ items.token_ND.T + run.model.bias(items)
+    return F.linear(vector_SD, items.token_ND, run.model.bias(items))
 
 
 def _both(run: Run, rows: Ints) -> tuple[Items, Items]:

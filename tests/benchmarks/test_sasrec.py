@@ -1,9 +1,13 @@
 """The sequential peer learns an order that popularity cannot know, and reads only what came before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 
+from benchmarks.rankers import sasrec
 from benchmarks.rankers.sasrec import Sasrec, SasrecConfig, fit_sasrec
 from benchmarks.rankers.sequences import LeaveOneOut, Sequences
 from ranker.full_ranking import ndcg, places
@@ -41,6 +45,17 @@ def test_a_place_does_not_see_what_follows(seed):
         states = [model(rows)[0, :3] for rows in (long, other, short)]
     torch.testing.assert_close(states[0], states[1])
     torch.testing.assert_close(states[0], states[2], atol=1e-5, rtol=1e-4)
+
+
+def test_histories_read_by_length_have_the_loss_of_all_at_once(rng, monkeypatch):
+    """In parts of 3, and by hand in one padded batch."""
+    monkeypatch.setattr(sasrec, "READ_USERS", 3)
+    model = Sasrec(9, replace(TINY, dropout=0.0, label_smoothing=0.1))
+    histories = [rng.integers(1, 10, size) for size in (2, 9, 4, 2, 13, 5, 7)]
+    rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(one) for one in histories], batch_first=True)
+    there = rows[:, 1:] > 0
+    whole = F.cross_entropy(model.logits(model(rows[:, :-1])[there]), rows[:, 1:][there], label_smoothing=0.1)
+    torch.testing.assert_close(sasrec._loss(model, histories), whole)
 
 
 def test_one_seed_gives_one_model(cycles):

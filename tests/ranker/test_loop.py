@@ -38,9 +38,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(rng):
 
 
 def test_training_in_bfloat16_learns_as_well(rng):
-    """Products are of half precision, weights are not; sets too."""
+    """Products are of half precision, weights are not; with some of the items, and with sets, too."""
     for ts, split, config in (
         (*ordered(rng), SMALL),
+        (*ordered(rng), replace(SMALL, full_softmax=20, max_epochs=16)),
         (*unordered(rng), replace(SMALL, history="set", layers=0, set_dim=16, max_epochs=20)),
     ):
         fitted = fit(ts, split, replace(config, precision="bfloat16"), 0)

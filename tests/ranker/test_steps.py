@@ -12,7 +12,7 @@ from ranker.fit import build_model, build_vocabulary
 from ranker.model import MASKED
 from ranker.run import start, weighed_choice
 from ranker.sequences import Histories
-from ranker.steps import Sample, _both, align_loss, bag, choose_rows, corrected, place_loss, set_loss
+from ranker.steps import Sample, _both, _encode, align_loss, bag, choose_rows, corrected, place_loss, set_loss
 from tests.ranker.sets import SMALL, ordered, unordered
 
 
@@ -65,6 +65,27 @@ def test_an_item_met_before_is_no_label(rng):
         part = slice(histories.starts[user], histories.starts[user + 1])
         rows = histories.row[part]
         assert len(set(rows[histories.label[part]].tolist())) == histories.label[part].sum()
+
+
+def test_without_padding_histories_are_read_as_with_it(rng):
+    """Training packs the places that are read: their states, and the gradients, are those of whole padded rows."""
+    ts, split = ordered(rng, users=30)
+    run = run_of(ts, split, replace(SMALL, dropout=0.0, layers=2))
+    whole = Histories.of(ts, split.train, run.model, run.vocabulary)
+    starts = np.union1d(whole.starts, whole.starts[:9] + 3)  # some users as two, so that lengths differ
+    histories = replace(whole, starts=starts, users=[str(user) for user in range(len(starts) - 1)])
+    number, there = histories.padded(np.arange(len(histories)))
+    assert len(set(there.sum(1).tolist())) >= 3
+    history, _ = _encode(run, histories, number, there, np.arange(60))
+    history = replace(history, token_BLD=history.token_BLD.detach())
+    found = []
+    for training in (True, False):
+        run.model.train(training).zero_grad()
+        states = run.model.read(history)[torch.from_numpy(np.pad(there, ((0, 0), (1, 0)), constant_values=True))]
+        states.square().sum().backward()
+        found.append((states, run.model.blocks[0].qkv.weight.grad.clone()))
+    for packed, padded in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
 
 
 def test_the_future_does_not_change_a_loss(rng):
