@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ranker.inputs import History
 
 RANK: Final = 64
+BLOCK: Final = 1_024  # rows at a time: the places of all weights would take twice their memory
 
 
 class Prior(nn.Module):
@@ -49,10 +50,13 @@ class Prior(nn.Module):
         rank = min(RANK, len(weights) - 1)
         prior = cls(items, kept, max(0, rank))
         if kept:
-            at = np.argpartition(-np.abs(weights), kept - 1, axis=1)[:, :kept]
             rows = torch.as_tensor(index, device=prior.weight_IK.device)
-            prior.neighbour_IK[rows] = torch.as_tensor(index[at].astype(np.int32), device=rows.device)
-            prior.weight_IK[rows] = torch.as_tensor(np.take_along_axis(weights, at, axis=1), device=rows.device)
+            for first in range(0, len(weights), BLOCK):
+                part = weights[first : first + BLOCK]
+                at = np.argpartition(-np.abs(part), kept - 1, axis=1)[:, :kept]
+                here = rows[first : first + BLOCK]
+                prior.neighbour_IK[here] = torch.as_tensor(index[at].astype(np.int32), device=rows.device)
+                prior.weight_IK[here] = torch.as_tensor(np.take_along_axis(part, at, axis=1), device=rows.device)
         if rank > 0:
             left, right = _factors(weights, rank)
             prior.user_IR[rows], prior.item_IR[rows] = (
