@@ -123,6 +123,11 @@ class ItemInputs:
         wide = [replace(p, tag_NT=_padded(p.tag_NT, most), tag_weight_NT=_padded(p.tag_weight_NT, most)) for p in parts]
         return cls(*(torch.cat(values) for values in zip(*(tuple(vars(p).values()) for p in wide), strict=True)))
 
+    def bare(self) -> Tensor:
+        """Which items [N] have nothing beside their id."""
+        more = (self.category_N > 0) | self.price_N.isfinite() | (self.tag_NT > 0).any(1)
+        return ~(self.present_NM.any(1) | more)
+
     def keep(self, groups_NG: Tensor) -> Self:
         """The same items with only some groups of features: bool [N, M + 2] over (modalities..., id, other)."""
         modalities = self.present_NM.shape[1]

@@ -361,10 +361,9 @@ class FusionRanker(nn.Module):
         """What is known of each user after each event, [B, 1 + L, D]: place p has read the first p events, and nothing after them."""
         gap_BL = self._bucket(F.pad(history.age_seconds_BL, (1, 0))[:, :-1] - history.age_seconds_BL)
         gap_BL = torch.where(torch.arange(gap_BL.shape[1]) > 0, gap_BL, 0)
-        from_last_BL = history.mask_BL.sum(1, keepdim=True) - 1 - torch.arange(gap_BL.shape[1])
-        place_BLD = self.place(from_last_BL.clamp(0, self.config.history_length - 1))
+        place_LD = self.place(torch.arange(gap_BL.shape[1]).clamp_max(self.config.history_length - 1))
         token_BLD = history.token_BLD * math.sqrt(self.config.dim)
-        events_BLD = token_BLD + place_BLD + self.event(history.event_BL)
+        events_BLD = token_BLD + place_LD + self.event(history.event_BL)
         if self.config.time_gaps:
             events_BLD = events_BLD + self.gap(gap_BL)
         start_B1D = self.start.expand(len(events_BLD), 1, -1)

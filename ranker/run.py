@@ -77,7 +77,10 @@ class Run:
     def _kept(self, inputs: ItemInputs, *, without_ids: bool) -> ItemInputs:
         if not (self.model.training or without_ids):
             return inputs
-        return inputs.keep(self._kept_groups(len(inputs), without_ids=without_ids))
+        kept_NG = self._kept_groups(len(inputs), without_ids=without_ids)
+        if not without_ids:
+            kept_NG[:, -2] |= inputs.bare()  # without its id nothing would be left to learn from
+        return inputs.keep(kept_NG)
 
     def _kept_groups(self, n: int, *, without_ids: bool) -> Tensor:
         """Dropout of whole groups of features [n, G]: modalities, id, other. Where ids are left out, not all the others are."""

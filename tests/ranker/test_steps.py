@@ -88,6 +88,19 @@ def test_without_padding_histories_are_read_as_with_it(rng):
         torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
 
 
+def test_a_place_does_not_know_how_many_events_follow(rng):
+    """What was read after 3 events is the same whether there are more: training reads within histories, serving at their end."""
+    ts, split = ordered(rng, users=20)
+    run = run_of(ts, split)
+    run.model.eval()
+    torch.nn.init.normal_(run.model.place.weight)
+    histories = Histories.of(ts, split.train, run.model, run.vocabulary)
+    number, there = histories.padded(np.arange(20))
+    parts = [_encode(run, histories, number[:, :length], there[:, :length], np.arange(60))[0] for length in (3, None)]
+    few, many = (run.model.read(history)[:, :4] for history in parts)
+    torch.testing.assert_close(few, many)
+
+
 def test_the_future_does_not_change_a_loss(rng):
     """The loss of early labels is the same whatever the user did later."""
     ts, split = ordered(rng, users=30)

@@ -1,0 +1,21 @@
+"""What a step of training reads of items."""
+
+from dataclasses import replace
+
+import torch
+
+from tests.ranker.sets import SMALL, ordered
+from tests.ranker.test_steps import run_of
+
+
+def test_an_item_of_which_only_the_id_is_known_keeps_it(rng):
+    """Ids are dropped for content to stand in; tokens of items that have none would be nothing."""
+    ts, split = ordered(rng, users=20)
+    run = run_of(ts, split, replace(SMALL, id_dropout=0.9, modality_dropout=0.0))
+    bare = torch.arange(60) % 2 == 0
+    run.inputs.present_NM[bare], run.inputs.tag_NT[bare] = False, 0
+    run.model.train()
+    kept = run._kept(run.inputs, without_ids=False).index_N > 0
+    assert kept[bare].all()
+    assert not kept[~bare].all()
+    assert not (run._kept(run.inputs, without_ids=True).index_N > 0).any()
