@@ -54,6 +54,7 @@ def build_model(ts: TrainingSet, split: Split, config: RankerConfig, vocabulary:
         min(MAX_REFERENCES, len(set(split.train.item_row.tolist()))),
         len(vocabulary.tags),
         devices=len(vocabulary.devices),
+        prices=bool(np.isfinite(ts.items.price[ts.items.valid_from_R < split.train_end_us]).any()),
     )
     model = FusionRanker(config, shapes)
     _fit_projections(model, ts, split)

@@ -146,7 +146,7 @@ class ItemInputs:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes that come from data: raw dim by modality (in order), how many names, reference items, neighbours in the prior, its rank, devices."""
+    """Sizes that come from data: raw dim by modality (in order), how many names, reference items, neighbours in the prior, its rank, devices, and whether items have prices."""
 
     modalities: Mapping[str, int]
     items: int
@@ -157,6 +157,7 @@ class Shapes:
     prior: int = 0
     prior_rank: int = 0
     devices: int = 0
+    prices: bool = True
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ranker.run import Run, label_loss, start
 from ranker.scoring import Scoring
 from ranker.sequences import Histories
 from ranker.steps import align_loss, place_loss, set_loss
-from ranker.torch_state import deterministic
+from ranker.torch_state import deterministic, give_back
 
 MINIMUM_EXAMPLES = 20
 GRADIENT_NORM = 1.0
@@ -215,6 +215,7 @@ def _epochs(run: Run, material: _Material, fixed: int | None, told: _Told) -> tu
             look = Look(epoch, float(np.mean(losses)), material.validation.ndcg())
             state.look(look, time.perf_counter() - started)
         told.look(state)
+        give_back()
     if fixed:
         state.settle()
         return fixed, state.looks

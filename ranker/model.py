@@ -100,6 +100,7 @@ class SpaceProjection(nn.Module):
 class ItemEncoder(nn.Module):
     """Item token: a gate weighs whichever of (modalities..., id, category, price, tags) are there, and the token is their weighted sum.
 
+    What no item of training had has no slot: nothing was learned of it.
     The gate is a softmax over what is there, of a learned query with each normalised slot: attention with one query. `fusion="concat"`
     lays the slots side by side before a linear layer in its place, `"sum"` adds them: what the gate is compared with. With `"late"` the
     token is one for each of X experts, side by side: each has a gate, a modality, and a reading of all else of its own.
@@ -128,13 +129,16 @@ class ItemEncoder(nn.Module):
         self.price = nn.Linear(1, d)
         self.tags = nn.EmbeddingBag(shapes.tags + 1, hidden, mode="sum", padding_idx=0)
         self.tag_out = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(self.dropout), nn.Linear(hidden, d))
+        known = {
+            "category": shapes.categories,
+            "price": shapes.prices,
+            "tags": shapes.tags,
+            "factors": config.collaborative,
+        }
         self.slot_names = (
             *(("content",) if self.fusion == "late" else shapes.modalities),
             "id",
-            "category",
-            "price",
-            "tags",
-            *(["factors"] if self.factors else []),
+            *(name for name, count in known.items() if count),
         )
         slots = len(self.slot_names)
         self.query, self.gate_bias = nn.Parameter(torch.zeros(slots, d)), nn.Parameter(torch.zeros(slots))
@@ -165,24 +169,30 @@ class ItemEncoder(nn.Module):
         content = [layer(space_NMK[:, m]) for m, layer in enumerate(self.content)]
         if self.fusion == "late":
             content = [torch.cat(content, dim=1)]  # N, D
-        ids_ND = self.ids(inputs.index_N)
-        others = [ids_ND, self.categories(inputs.category_N), self.price(price_N[:, None])]
-        others.append(self._tags(inputs) if self.tags.num_embeddings > 1 else torch.zeros_like(ids_ND))
+        others = {"id": self.ids(inputs.index_N)}
+        if "category" in self.slot_names:
+            others["category"] = self.categories(inputs.category_N)
+        if "price" in self.slot_names:
+            others["price"] = self.price(price_N[:, None])
+        if "tags" in self.slot_names:
+            weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
+            others["tags"] = self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))
         if self.factors is not None:
-            others.append(self.factors(F.dropout(self._factors(inputs), self.dropout, self.training)))
-        return torch.stack([*content, *others], 1)
-
-    def _tags(self, inputs: ItemInputs) -> Tensor:
-        weight_NT = F.dropout(inputs.tag_weight_NT, self.dropout, self.training)
-        return self.tag_out(self.tags(inputs.tag_NT, per_sample_weights=weight_NT))  # type: ignore[no-any-return]
+            others["factors"] = self.factors(F.dropout(self._factors(inputs), self.dropout, self.training))
+        return torch.stack([*content, *others.values()], 1)
 
     def there(self, inputs: ItemInputs) -> Tensor:
         """Which slots [N, S] an item has."""
-        known = [inputs.index_N > 0, inputs.category_N > 0, inputs.price_N.isfinite(), (inputs.tag_NT > 0).any(1)]
+        known = {
+            "id": inputs.index_N > 0,
+            "category": inputs.category_N > 0,
+            "price": inputs.price_N.isfinite(),
+            "tags": (inputs.tag_NT > 0).any(1),
+        }
         if self.factors is not None:
-            known.append((self._factors(inputs) != 0).any(1))
+            known["factors"] = (self._factors(inputs) != 0).any(1)
         present = [inputs.present_NM.any(1)] if self.fusion == "late" else inputs.present_NM.unbind(1)
-        return torch.stack([*present, *known], 1)
+        return torch.stack([*present, *(has_N for name, has_N in known.items() if name in self.slot_names)], 1)
 
     def _late(self, inputs: ItemInputs, slots_NSD: Tensor, there_NS: Tensor) -> Tensor:
         """The experts' tokens, side by side [N, D]: each weighs its own content, and its own reading of all else."""

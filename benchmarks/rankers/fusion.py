@@ -64,8 +64,8 @@ NEXT: Final = replace(
     batch_users=64, look_epochs=3, patience=5, max_epochs=60,
 )  # fmt: skip
 NEXT_IDS: Final = replace(
-    NEXT, dim=128, dropout=0.5, history_length=50, id_dropout=0.2, label_smoothing=0.1, batch_users=256, learning_rate=2e-3,
-    full_softmax=4_000, look_epochs=2, patience=5, max_epochs=30,
+    NEXT, dim=256, heads=4, dropout=0.5, history_length=50, label_smoothing=0.1, batch_users=256, learning_rate=1.5e-3,
+    full_softmax=4_000, look_epochs=2, patience=5, max_epochs=16,
 )  # fmt: skip
 
 

@@ -19,3 +19,15 @@ def test_an_item_of_which_only_the_id_is_known_keeps_it(rng):
     assert kept[bare].all()
     assert not kept[~bare].all()
     assert not (run._kept(run.inputs, without_ids=True).index_N > 0).any()
+
+
+def test_what_no_item_of_training_had_is_no_part_of_tokens(rng):
+    """Here nothing has a price or a category; a price that comes later changes nothing, since nothing was learned of it."""
+    ts, split = ordered(rng, users=20)
+    run = run_of(ts, split)
+    assert run.model.encoder.slot_names == ("text", "id", "tags")
+    priced = replace(run.inputs, price_N=torch.full((60,), 3.0))
+    tokens = [run.model.eval().items(inputs).token_ND for inputs in (run.inputs, priced)]
+    torch.testing.assert_close(*tokens)
+    ts.items.price[:] = 2.0
+    assert run_of(ts, split).model.encoder.slot_names == ("text", "id", "price", "tags")

@@ -1,9 +1,12 @@
 """Threads and determinism are set for a while only, and sums come in one order meanwhile."""
 
+import sys
+
 import pytest
 import torch
 
-from ranker.torch_state import deterministic, torch_threads
+from benchmarks.store.usage import memory
+from ranker.torch_state import deterministic, give_back, torch_threads
 
 
 def test_threads_are_as_before_afterwards():
@@ -37,3 +40,14 @@ def test_gradients_of_a_gather_are_added_in_one_order():
     torch.testing.assert_close(
         first, torch.stack([weight[picked == row].sum(0) for row in range(4)]), rtol=0, atol=1e-2
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back where the C library is glibc")
+def test_freed_memory_is_given_back():
+    """Of 200 MB in small pieces, between which some stay, most is the system's again."""
+    pieces = [torch.zeros(2_500) for _ in range(20_000)]
+    full = memory("VmRSS")
+    pieces = pieces[::100]
+    give_back()
+    assert memory("VmRSS") < full - 100 * 1024**2
+    assert len(pieces) == 200
