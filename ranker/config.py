@@ -36,7 +36,8 @@ class RankerConfig:
         layers, heads, dropout: of the causal Transformer over the history; `dropout` is the set reader's too.
         history_length: newest events that are read.
         gap_buckets: logarithmic buckets of event age, from a minute up.
-        modality_dropout, id_dropout: chance that an item loses a modality, or its id and popularity, in a training step.
+        modality_dropout, id_dropout: chance that an item loses a modality, or its id and popularity, in a training step (never an id that is all that is
+            known of an item).
         cold_share: share of steps in which no candidate has its id, as if all were new (next-item and set losses).
         max_candidates: items that a label is compared with in one step; a larger catalogue is sampled.
         batch_size, max_epochs, patience: labels per step, 0 for none (then `batch_users` has to be more); epochs at most; looks without a better validation NDCG@10.
