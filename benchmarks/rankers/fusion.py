@@ -65,7 +65,7 @@ NEXT: Final = replace(
 )  # fmt: skip
 NEXT_IDS: Final = replace(
     NEXT, dim=256, heads=4, dropout=0.5, history_length=50, label_smoothing=0.1, batch_users=256, learning_rate=1.5e-3,
-    full_softmax=4_000, look_epochs=2, patience=5, max_epochs=16,
+    full_softmax=4_000, look_epochs=2, patience=5, max_epochs=14,
 )  # fmt: skip
 
 
