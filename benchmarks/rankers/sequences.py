@@ -12,6 +12,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from benchmarks.rankers.sets import Matrix, data_folder
+from ranker.collaborative import interactions
 from ranker.full_ranking import hit_rate, ndcg, places
 from ranker.leakage import check_split
 from ranker.protocols import Role
@@ -52,11 +53,7 @@ class Sequences:
 
     def matrix(self, events: NDArray[np.bool_]) -> Matrix:
         """Which user met which item in the chosen events, as ones [U, I]."""
-        ones = np.ones(int(events.sum()), np.float32)
-        shape = (self.users, len(self.item_names))
-        found = scipy.sparse.csr_matrix((ones, (self.user[events], self.item[events])), shape=shape)
-        found.data[:] = 1.0
-        return found
+        return interactions(self.user[events], self.item[events], (self.users, len(self.item_names)))
 
     def recent(self, events: NDArray[np.bool_], decay: float) -> Matrix:
         """The same, where the n-th newest of a user's chosen events weighs `1 / (1 + decay n)`, and an item that came twice as its newest."""

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
+from ranker.collaborative import interactions
 from ranker.protocols import held_out
 
 VARIABLE: Final = "TRIPTYCH_DATA"
@@ -84,11 +85,9 @@ def subset(split: Interactions, users: int) -> Interactions:
     return replace(split, **{name: getattr(split, name)[:users] for name in parts})
 
 
-def matrix(pairs: Ints, shape: Sequence[int]) -> Matrix:
+def matrix(pairs: Ints, shape: tuple[int, ...]) -> Matrix:
     """Ones at (user, item) pairs [n, 2 or more]; pairs that come twice count once."""
-    found = scipy.sparse.csr_matrix((np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), shape=tuple(shape))
-    found.data[:] = 1.0
-    return found
+    return interactions(pairs[:, 0], pairs[:, 1], (shape[0], shape[1]))
 
 
 def _adjacency(path: Path) -> Ints:
