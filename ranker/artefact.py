@@ -112,7 +112,7 @@ def _example(events: int, candidates: int, m: int, k: int, d: int, width: int) -
     return (
         *history,
         torch.ones(events),
-        torch.arange(events, 0, -1).float(),
+        torch.arange(events, 0, -1).double(),
         torch.randn(CONTEXT_FEATURES),
         torch.tensor(1),
         *items,

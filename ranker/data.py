@@ -6,7 +6,7 @@
 # Shapes are part of names: R item versions, I items.
 # ruff: noqa: N802, N806, N815
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -277,14 +277,9 @@ def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
     table = table.sort_by("item_row")
     names, item_r = np.unique(np.asarray(table["item_id"].to_pylist(), object), return_inverse=True)
     vectors, present = {}, {}
-    named = {f"vec_{space.space_id}" for space in spaces.values()}
-    if unnamed := [column for column in table.column_names if column.startswith("vec_") and column not in named]:
-        raise TrainingSetError(
-            f"items.parquet has {', '.join(unnamed)}, and meta.json names no such space but {', '.join(sorted(named)) or 'none'}: name it in "
-            "meta.json's `spaces`, or drop the column"
-        )
+    _refuse_unnamed(table, "items.parquet", spaces.values())
     for space in spaces.values():
-        vectors[space.space_id], present[space.space_id] = vector_column(table, f"vec_{space.space_id}", space.dim)
+        vectors[space.space_id], present[space.space_id] = vector_column(table, space, "items.parquet")
         _check_norms(space, vectors[space.space_id][present[space.space_id]])
     return Items(
         names.tolist(),
@@ -299,6 +294,16 @@ def _read_items(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> Items:
     )
 
 
+def _refuse_unnamed(table: pa.Table, file: str, spaces: Iterable[EmbeddingSpace]) -> None:
+    """Raise `TrainingSetError` where a column of vectors belongs to none of the spaces."""
+    named = {f"vec_{space.space_id}" for space in spaces}
+    if unnamed := [column for column in table.column_names if column.startswith("vec_") and column not in named]:
+        raise TrainingSetError(
+            f"{file} has {', '.join(unnamed)}, which is of no space that meta.json names; the columns of those are: "
+            f"{', '.join(sorted(named)) or 'none'}. Name its space in meta.json's `spaces`, or drop the column"
+        )
+
+
 def _check_norms(space: EmbeddingSpace, vectors: NDArray[np.float32]) -> None:
     try:
         space.check(vectors)
@@ -306,11 +311,12 @@ def _check_norms(space: EmbeddingSpace, vectors: NDArray[np.float32]) -> None:
         raise TrainingSetError(f"items.parquet: {error}; divide each vector by its norm, or leave it null") from error
 
 
-def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """A list<float> column -> vectors [n, dim] (0 where null) and presence [n]."""
+def vector_column(table: pa.Table, space: EmbeddingSpace, file: str) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A space's column, a list<float>, -> vectors [n, dim] (0 where null) and presence [n]; errors name the `file`."""
+    name, dim = f"vec_{space.space_id}", space.dim
     if name not in table.column_names:
         raise TrainingSetError(
-            f"the training set has no column {name} (list of float), which meta.json names; it has {', '.join(table.column_names)}"
+            f"{file} has no column {name} (list of float), whose space meta.json names; it has {', '.join(table.column_names)}"
         )
     column = table[name].combine_chunks()
     present = np.asarray(column.is_valid())
@@ -318,7 +324,7 @@ def vector_column(table: pa.Table, name: str, dim: int) -> tuple[NDArray[np.floa
     if (wrong := lengths[lengths != dim]).size:
         first = int(np.flatnonzero(present)[np.flatnonzero(lengths != dim)[0]])
         raise TrainingSetError(
-            f"items.parquet: {wrong.size} of {lengths.size} vectors of {name} are not of length {dim}, which meta.json says: that of row {first} has "
+            f"{file}: {wrong.size} of {lengths.size} vectors of {name} are not of length {dim}, which meta.json says: that of row {first} has "
             f"{wrong[0]}; make all of that length, or null"
         )
     flat = np.asarray(column.drop_null().flatten(), np.float32)
@@ -369,9 +375,10 @@ def events_by_user(table: pa.Table, times: Ints) -> dict[str, Events]:
 
 def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, Profile]:
     space = spaces.get("text")
+    _refuse_unnamed(table, "users.parquet", spaces.values())
     if space is None or f"vec_{space.space_id}" not in table.column_names:
         return {}
-    vectors, present = vector_column(table, f"vec_{space.space_id}", space.dim)
+    vectors, present = vector_column(table, space, "users.parquet")
     if "profile_from_us" not in table.column_names:
         raise TrainingSetError(
             "users.parquet has profiles but no column profile_from_us: labels at or before that instant must not see them"

@@ -53,7 +53,7 @@ class Examples:
             mask_BL,
             self.event_nL[at, :width],
             self.strength_nL[at, :width],
-            tensor_of(age_BL.astype(np.float32)),
+            tensor_of(age_BL),
         )
 
     def seen_mask(self, at: Ints, items_C: Ints, n_items: int) -> NDArray[np.bool_]:

@@ -180,7 +180,10 @@ class Items:
 
 @dataclass(frozen=True)
 class History:
-    """Histories of B users, oldest first, padded at the end: what was met (`content`, `token`), how, and how long ago."""
+    """Histories of B users, oldest first, padded at the end: what was met (`content`, `token`), how, and how long ago.
+
+    Ages are float64: the time between two events is their difference, and in float32 an age of 30 years has steps of a minute.
+    """
 
     content_BLMK: Tensor
     token_BLD: Tensor

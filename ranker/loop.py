@@ -209,13 +209,13 @@ def _epochs(run: Run, material: _Material, fixed: int | None, told: _Told) -> tu
             losses.append(_step(run, material, labels, users, state.optimizer))
             state.stepped()
             told.step(state, epoch, losses[-1], started)
+        give_back()
         if material.validation is None or (epoch % config.look_epochs and epoch < config.max_epochs):
             continue
         with state.averaged():
             look = Look(epoch, float(np.mean(losses)), material.validation.ndcg())
             state.look(look, time.perf_counter() - started)
         told.look(state)
-        give_back()
     if fixed:
         state.settle()
         return fixed, state.looks

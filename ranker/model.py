@@ -6,7 +6,8 @@ the candidate read single events of the history. The prior is linear item-to-ite
 token and in the cosines, so that items which nobody met yet have their place; what is known of single ids is often dropped in training.
 
 Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, S slots of a token, T tags
-of an item, D width of tokens, P prototypes of a space, F = M * P, X experts (`late` fusion; else one). In `read` P is L + 1 places, E those that are no padding.
+of an item, D width of tokens, P prototypes of a space, F = M * P, X experts (`late` fusion; else one). In `Places`, `Block` and `read` P is L + 1
+places, E those of all users that are no padding, and G the width of queries, keys and values together.
 """
 
 # Shapes are part of names (x_BLD), as the legend says.
@@ -100,7 +101,7 @@ class SpaceProjection(nn.Module):
 class ItemEncoder(nn.Module):
     """Item token: a gate weighs whichever of (modalities..., id, category, price, tags) are there, and the token is their weighted sum.
 
-    What no item of training had has no slot: nothing was learned of it.
+    Where no item had a category, a price or a tag (`Shapes`), there is no slot of it.
     The gate is a softmax over what is there, of a learned query with each normalised slot: attention with one query. `fusion="concat"`
     lays the slots side by side before a linear layer in its place, `"sum"` adds them: what the gate is compared with. With `"late"` the
     token is one for each of X experts, side by side: each has a gate, a modality, and a reading of all else of its own.
@@ -229,8 +230,8 @@ class Places:
 
     def pack(self, x_BPD: Tensor) -> Tensor:
         """[B, P, D] -> [E, D]."""
-        x_ND = x_BPD.flatten(0, 1)
-        return x_ND if self.at_E is None else x_ND.index_select(0, self.at_E)
+        rows = x_BPD.flatten(0, 1)
+        return rows if self.at_E is None else rows.index_select(0, self.at_E)
 
     def pad(self, x_ED: Tensor) -> Tensor:
         """[E, D] -> [B, P, D], 0 where nothing stands."""

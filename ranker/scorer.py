@@ -265,7 +265,7 @@ class Ranker:
             torch.ones(1, len(events), dtype=torch.bool),
             index[None],
             event_strength(self.model, events.event_types, events.values)[None],
-            tensor_of(ages.astype(np.float32))[None],
+            tensor_of(ages)[None],
         )
 
     def _profile(self, state: UserState) -> Tensor | None:

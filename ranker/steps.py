@@ -169,7 +169,7 @@ def _encode(
         mask_BL,
         tensor_of(histories.event[number_BL] * there_BL),
         tensor_of(histories.strength[number_BL] * there_BL),
-        tensor_of(age_BL.astype(np.float32)),
+        tensor_of(age_BL),
     )
     return history, candidates.take(tensor_of(np.searchsorted(touched, rows_C)))
 

@@ -121,7 +121,17 @@ def test_a_vector_column_that_no_space_names_is_refused(folder):
     """It would be left out without a word."""
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"spaces": []}))
-    with pytest.raises(TrainingSetError, match=r"items\.parquet has vec_.* names no such space but none: name it"):
+    with pytest.raises(
+        TrainingSetError, match=r"items\.parquet has vec_.* of no space that meta\.json names; .*: none\."
+    ):
+        TrainingSet.load(folder)
+
+
+def test_words_of_users_in_no_named_space_are_refused(folder):
+    """They would be left out without a word too."""
+    words = pa.nulls(30, pa.list_(pa.float32()))
+    change(folder, "users", lambda t: t.append_column("vec_txet", words))
+    with pytest.raises(TrainingSetError, match=r"users\.parquet has vec_txet, which is of no space"):
         TrainingSet.load(folder)
 
 

@@ -72,8 +72,9 @@ def test_what_each_event_adds_sums_to_the_score(rng):
     assert (by_event[:, 1] == 0).all()
 
 
-def test_the_strongest_neighbours_stay(rng):
-    """By absolute weight; the unknown item has none, and nobody's score for it changes."""
+def test_the_strongest_neighbours_stay(rng, monkeypatch):
+    """By absolute weight, in every block of rows; the unknown item has none, and nobody's score for it changes."""
+    monkeypatch.setattr("ranker.prior.BLOCK", 7)
     weights = rng.normal(size=(30, 30)).astype(np.float32)
     prior = Prior.of(weights, np.arange(1, 31), 30, 5)
     dense = prior.matrix().toarray()

@@ -208,12 +208,13 @@ def test_a_profile_is_seen_only_after_it_was_written(ts):
 
 def test_vectors_of_other_lengths_are_refused():
     """Also where their lengths add up; the message has the length that was found."""
-    table = pa.table({"text": pa.array([[1.0, 0.0, 0.0], None, [1.0, 0.0, 0.0, 0.0, 0.0]], pa.list_(pa.float32()))})
+    space = EmbeddingSpace.from_recipe("text", "words", 4, {"made": "for tests"})
+    column = pa.array([[1.0, 0.0, 0.0], None, [1.0, 0.0, 0.0, 0.0, 0.0]], pa.list_(pa.float32()))
     with pytest.raises(
         TrainingSetError,
-        match=r"2 of 2 vectors of text are not of length 4, which meta\.json says: that of row 0 has 3",
+        match=r"users\.parquet: 2 of 2 vectors of vec_.* are not of length 4, which meta\.json says: that of row 0 has 3",
     ):
-        vector_column(table, "text", 4)
+        vector_column(pa.table({f"vec_{space.space_id}": column}), space, "users.parquet")
 
 
 def test_the_last_version_is_the_one_that_begins_last():

@@ -101,6 +101,20 @@ def test_a_place_does_not_know_how_many_events_follow(rng):
     torch.testing.assert_close(few, many)
 
 
+def test_the_time_between_events_is_the_same_however_long_ago_they_are(rng):
+    """Training counts ages from the last event that it reads, serving from now: 30 years later, seconds between events are still seconds."""
+    ts, split = ordered(rng, users=20)
+    run = run_of(ts, split)
+    run.model.eval()
+    torch.nn.init.normal_(run.model.gap.weight)
+    histories = Histories.of(ts, split.train, run.model, run.vocabulary)
+    number, there = histories.padded(np.arange(20))
+    history, _ = _encode(run, histories, number, there, np.arange(60))
+    history = replace(history, age_seconds_BL=30 * history.age_seconds_BL)
+    aged = replace(history, age_seconds_BL=history.age_seconds_BL + 30 * 365.25 * 86_400)
+    torch.testing.assert_close(run.model.read(aged), run.model.read(history))
+
+
 def test_the_future_does_not_change_a_loss(rng):
     """The loss of early labels is the same whatever the user did later."""
     ts, split = ordered(rng, users=30)

@@ -33,7 +33,9 @@ def train(
             help="tiny (hundreds of items; attends to single events), small (thousands of labels: better and faster) or base (wider)."
         ),
     ] = "tiny",
-    seed: Annotated[int, typer.Option(help="The same seed on the same machine gives the same model.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="The same seed on the same machine gives the same model.")
+    ] = 0,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -105,8 +107,6 @@ def train(
         fail(
             "--space and --upgrade choose what is joined, but the folder of --data names its spaces itself", EXIT_USAGE
         )
-    if seed < 0:
-        fail(f"--seed is {seed}: give 0 or more", EXIT_USAGE)
     home = find_home()
     try:
         settings = config.of_kind(model, preset)
