@@ -115,6 +115,8 @@ def measure_all(options: Options, record: Record) -> None:
     kept = kept / "quick" if kept and options.quick else kept  # less data is other data
     jobs = Jobs(options.values.get("processes", 1), kept, options.values.get("device", "cpu"))
     seeds, minutes = (options.values.get("seeds", SEEDS), options.values.get("minutes", MINUTES))
+    if seeds < 1:
+        raise JobsError(f"--seeds is {seeds}: give 1 or more")
     if options.quick:
         seeds, minutes = 1, 0.1
     with telling() as tell:
@@ -127,7 +129,7 @@ def measure_all(options: Options, record: Record) -> None:
                     print(f"{name} is left out: {error}")
                     absent.append(name)
                 session.cost.note(name, record)
-    if options.only and set(absent) == set(options.only):
+    if absent == [name for name in PARTS if options.wants(name)]:
         raise JobsError(f"nothing was measured: {', '.join(absent)} cannot be read")
     claim_cost(record, _before(options))
 

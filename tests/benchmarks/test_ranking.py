@@ -75,6 +75,14 @@ def test_a_set_that_is_not_there_is_left_out_by_name(tmp_path, monkeypatch, caps
     assert list(record.details) == ["options"]
     with pytest.raises(FileNotFoundError, match=r"TRIPTYCH_DATA .*lastfm-2k"):
         data_folder("lastfm-2k")
+    with pytest.raises(JobsError, match=f"nothing was measured: {', '.join(ranking.PARTS)}"):
+        ranking.measure_all(Options(), record)  # else what is stored would be replaced by nothing
+
+
+def test_no_seeds_are_refused_before_anything_is_measured():
+    """The message names the option, the value and the remedy."""
+    with pytest.raises(JobsError, match="--seeds is 0: give 1 or more"):
+        ranking.measure_all(Options(values={"seeds": 0}), Record())
 
 
 def test_ease_reaches_its_published_figures(public):
