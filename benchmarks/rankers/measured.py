@@ -39,6 +39,7 @@ from benchmarks.store.usage import forget_peak, memory
 from ranker import full_ranking
 from ranker.bootstrap import Difference, Estimate, differences, estimates
 from ranker.config import RankerConfig
+from ranker.torch_state import give_back
 
 Values = NDArray[np.float64]
 K: Final = 20
@@ -101,6 +102,7 @@ class Cost:
 def with_peak(train: Callable[[], T]) -> tuple[T, float]:
     """What `train` returns, and the most memory (GiB) of this process meanwhile; what was held before and is gone does not count."""
     gc.collect()
+    give_back()
     forget_peak()
     found = train()
     return found, memory("VmHWM") / 1024**3
