@@ -23,7 +23,7 @@ from ranker.errors import CheckpointError, NoStableModelError, RankerError
 from ranker.inputs import Shapes, Vocabulary
 from ranker.model import FusionRanker
 
-FORMAT: Final = 5
+FORMAT: Final = 6
 WEIGHTS, VOCABULARY, MANIFEST, STABLE = "model.safetensors", "vocab.json", "manifest.json", "stable.json"
 _REQUIRED: Final = ("format", "model_id", "space_ids", "dims", "config", "files", "feature_service")
 

@@ -1,7 +1,8 @@
 """The prior's settings and its weight beside the network, chosen on validation.
 
 Weights are fitted on training's events alone. They come in closed form, so that several settings cost seconds; of the content, each modality
-and the tags are tried for the regression's Gram matrix. The weight of the prior is counted in spreads of the network's scores.
+and the tags are tried for the regression's Gram matrix. The weight of the prior is counted in spreads of the network's scores, the knee at which its
+scores are bent (ordered histories only) in spreads of its own.
 """
 
 # Shapes are part of names: T tasks (labels or users), I items of the vocabulary, R item versions.
@@ -23,7 +24,7 @@ from ranker.errors import TrainingSetError
 from ranker.folds import histories
 from ranker.inputs import tensor_of
 from ranker.loop import Fitted
-from ranker.prior import Prior
+from ranker.prior import LINEAR, Prior, bent
 from ranker.run import Run
 from ranker.scoring import Scoring
 
@@ -39,6 +40,8 @@ SETTINGS_LARGE: Final = [EaseConfig(50.0, 0.2, 0.5)]
 CONTENT_WEIGHTS: Final = (20.0, 50.0, 100.0)
 TOGETHER: Final = " + "
 DECAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+KNEES: Final = (10.0, 3.0, 1.0)
+PAST: Final = 3  # shares beyond the best that are tried
 SHARES: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0)
 Floats = NDArray[np.float32]
 Settings = EaseConfig | SvdConfig
@@ -48,6 +51,7 @@ Settings = EaseConfig | SvdConfig
 class Mix:
     """What was chosen: the settings of the regression or of the factors, which content is in it (`""`: none), how histories fade, and how much the prior counts.
 
+    `knee` is from where on its scores are bent (`prior.bent`), and `slope` how much of a score is left on average (least squares): retrieval, which cannot bend, counts the prior by so much.
     `alone` and `mixed` are NDCG on validation, of the prior by itself and of the sum.
     """
 
@@ -57,6 +61,8 @@ class Mix:
     share: float
     alone: float
     mixed: float
+    knee: float = LINEAR
+    slope: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -76,16 +82,30 @@ def mix_prior(fitted: Fitted, tell: Callable[[str], None] = lambda _: None) -> M
     if not fitted.run.config.network:
         set_prior(fitted, chosen, 1.0)
         return replace(chosen, share=1.0, mixed=chosen.alone)
-    network = list(scoring.scores())
-    spread = _spread(score_BR for _, score_BR in network) / max(float(scores_TR.std(1).mean()), 1e-9)
-    values = [
-        scoring.ndcg_of((at, score_BR + share * spread * tensor_of(scores_TR[at])) for at, score_BR in network)
-        for share in SHARES
-    ]
-    best = int(np.argmax(values))
-    mix = replace(chosen, share=SHARES[best], mixed=values[best])
-    set_prior(fitted, mix, mix.share * spread)
+    mix, scale = _weighed(scoring, chosen, tensor_of(scores_TR))
+    set_prior(fitted, mix, scale)
     return mix
+
+
+def _weighed(scoring: Scoring, chosen: Mix, scores_TR: Tensor) -> tuple[Mix, float]:
+    """The bend and the share of the prior that are best beside the network, and the scale that the share comes to."""
+    network, spread = list(scoring.scores()), max(float(scores_TR.std(1).mean()), 1e-9)
+    wide = float(torch.cat([score_BR.std(1) for _, score_BR in network]).mean())
+    knees = () if scoring.run.config.history == "set" else KNEES
+    best, best_scale = chosen, 0.0
+    for knee in (LINEAR, *(spreads * spread for spreads in knees)):
+        told_TR = bent(scores_TR, knee)
+        scale = wide / max(float(told_TR.std(1).mean()), 1e-9)
+        slope = float((told_TR * scores_TR).sum() / scores_TR.square().sum().clamp_min(1e-9))
+        values: list[float] = []
+        for share in SHARES:
+            mixed = ((at, score_BR + share * scale * told_TR[tensor_of(at)]) for at, score_BR in network)
+            values.append(scoring.ndcg_of(mixed))
+            if values[-1] > best.mixed:
+                best, best_scale = replace(chosen, share=share, mixed=values[-1], knee=knee, slope=slope), share * scale
+            if len(values) > PAST and max(values[-PAST:]) < max(values):
+                break
+    return best, best_scale
 
 
 def _some(run: Run) -> Labels:
@@ -103,6 +123,8 @@ def set_prior(fitted: Fitted, mix: Mix, scale: float) -> None:
     prior = Prior.of(weights, items, len(fitted.vocabulary.items), NEIGHBOURS)
     prior.scale.fill_(scale)
     prior.decay.fill_(mix.decay)
+    prior.knee.fill_(mix.knee)
+    prior.item_IR.mul_(mix.slope)
     model.prior, model.shapes = prior, replace(model.shapes, prior=prior.neighbours, prior_rank=prior.rank)
 
 
@@ -207,7 +229,3 @@ def _batches(scores_TR: Floats, size: int = 512) -> Iterator[tuple[Ints, Tensor]
     for first in range(0, len(scores_TR), size):
         at = np.arange(first, min(first + size, len(scores_TR)))
         yield at, tensor_of(scores_TR[at])
-
-
-def _spread(scores: Iterator[Tensor]) -> float:
-    return float(torch.cat([score_BR.std(1) for score_BR in scores]).mean())

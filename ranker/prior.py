@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ranker.inputs import History
 
 RANK: Final = 64
+LINEAR: Final = 1e6  # a knee that no score comes near: all stay as they are
 BLOCK: Final = 1_024  # rows at a time: the places of all weights would take twice their memory
 
 
@@ -33,6 +34,7 @@ class Prior(nn.Module):
     item_IR: Tensor
     scale: Tensor
     decay: Tensor
+    knee: Tensor
 
     def __init__(self, items: int, neighbours: int, rank: int = 0) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class Prior(nn.Module):
         self.register_buffer("item_IR", torch.zeros(items + 1, rank))
         self.register_buffer("scale", torch.tensor(0.0))
         self.register_buffer("decay", torch.tensor(0.0))
+        self.register_buffer("knee", torch.tensor(LINEAR))
 
     @classmethod
     def of(cls, weights: NDArray[np.float32], index: NDArray[np.int64], items: int, neighbours: int) -> Self:
@@ -79,17 +82,20 @@ class Prior(nn.Module):
         return self.scale * self.raw(history) if self.neighbours else None
 
     def raw(self, history: History) -> Tensor:
-        """The same without `scale`. The n-th newest event weighs 1 / (1 + decay n); weights are of unit length for each user."""
+        """The same without `scale`, bent at `knee`. The n-th newest event weighs 1 / (1 + decay n); weights are of unit length for each user."""
         event_BL = self.event_weights(history)
         told_BLK = event_BL[..., None] * _rows(self.weight_IK, history.index_BL)
         empty_BI = torch.zeros(len(event_BL), len(self.weight_IK))
         found_BI = empty_BI.scatter_add(
             1, _rows(self.neighbour_IK, history.index_BL).long().flatten(1), told_BLK.flatten(1)
         )
-        return torch.cat([torch.zeros(len(found_BI), 1), found_BI[:, 1:]], dim=1)
+        return bent(torch.cat([torch.zeros(len(found_BI), 1), found_BI[:, 1:]], dim=1), self.knee)
 
     def by_event(self, history: History, index_C: Tensor) -> Tensor:
-        """What each event adds to the scores of some items [B, C, L], without `scale`: over events it sums to `raw`."""
+        """What each event adds to the scores of some items [B, C, L], without `scale`: over events it sums to `raw`.
+
+        What the bend takes from a score it takes from each event in proportion.
+        """
         unique_U, which_C = torch.unique(index_C, return_inverse=True)
         column_I = torch.full((len(self.weight_IK),), len(unique_U))
         column_I[unique_U] = torch.arange(len(unique_U))
@@ -97,7 +103,9 @@ class Prior(nn.Module):
         column_BLK = column_I[_rows(self.neighbour_IK, history.index_BL).long()]
         empty_BLU = torch.zeros(*told_BLK.shape[:2], len(unique_U) + 1)
         found_BLC = empty_BLU.scatter_add(2, column_BLK, told_BLK)[..., which_C] * (index_C > 0)
-        return found_BLC.transpose(1, 2)
+        whole_B1C = found_BLC.sum(1, keepdim=True)
+        kept_B1C = torch.where(whole_B1C == 0, 1.0, bent(whole_B1C, self.knee) / whole_B1C)
+        return (kept_B1C * found_BLC).transpose(1, 2)
 
     def user(self, history: History) -> Tensor:
         """The user side [B, R] of what `item_IR` times `scale` is the item side of."""
@@ -116,6 +124,14 @@ class Prior(nn.Module):
         found = scipy.sparse.csr_matrix((values, (rows, columns)), shape=(n, n))
         found.eliminate_zeros()
         return found
+
+
+def bent(score: Tensor, knee: Tensor | float) -> Tensor:
+    """Scores that grow as they are up to about `knee`, and beyond it as their logarithm.
+
+    Few neighbours of an item have weights far above all others: what they recommend would be first whatever the network says of it.
+    """
+    return knee * torch.asinh(score / knee)
 
 
 def event_weights(counts_BL: Tensor, mask_BL: Tensor, decay: Tensor | float) -> Tensor:

@@ -12,7 +12,7 @@ from ranker.config import of_kind
 from ranker.errors import RankerError, TrainingSetError
 from ranker.loop import fit
 from ranker.mixing import mix_prior
-from ranker.prior import Prior
+from ranker.prior import LINEAR, Prior, bent
 from ranker.scoring import Scoring
 from tests.ranker.sets import FOREVER_US, SMALL, ordered, unordered, with_version
 
@@ -34,6 +34,7 @@ def test_the_mixture_is_what_was_chosen_and_no_worse_on_validation(rng, make, co
     mix = mix_prior(fitted)
     assert mix.share > 0
     assert mix.mixed > before
+    assert mix.knee == LINEAR or config.history == "order"
     assert Scoring.of(fitted.run, split.validation).ndcg() == pytest.approx(mix.mixed, abs=1e-3)
 
 
@@ -61,6 +62,7 @@ def test_what_each_event_adds_sums_to_the_score(rng):
     weights = rng.normal(size=(60, 60)).astype(np.float32)
     prior = Prior.of(weights, np.arange(1, 61), 60, 9)
     prior.decay.fill_(0.3)
+    prior.knee.fill_(0.5)
     scoring = Scoring.of(fitted.run, split.validation)
     asked = torch.tensor([7, 0, 60, 7])
     with torch.no_grad():
@@ -70,6 +72,33 @@ def test_what_each_event_adds_sums_to_the_score(rng):
     assert by_event.shape == (len(scoring), 4, history.mask_BL.shape[1])
     torch.testing.assert_close(by_event.sum(2), whole, atol=1e-5, rtol=0)
     assert (by_event[:, 1] == 0).all()
+
+
+def test_beyond_the_knee_scores_grow_as_their_logarithm():
+    """Below it they stay; signs and order stay everywhere; far out it is as if there were none."""
+    scores = torch.tensor([-100.0, -0.01, 0.0, 0.01, 10.0, 100.0, 1_000.0])
+    found = bent(scores, 1.0)
+    torch.testing.assert_close(found[1:4], scores[1:4], rtol=1e-3, atol=0)
+    torch.testing.assert_close(found[5:].diff(), torch.tensor([10.0]).log(), rtol=1e-3, atol=0)
+    assert (found.diff() > 0).all()
+    assert found[0] == -found[5]
+    torch.testing.assert_close(bent(scores, LINEAR), scores)
+
+
+def test_what_outweighs_the_network_is_bent(rng, monkeypatch):
+    """Where one wrong neighbour of each item has a weight above all right ones, the best mixture has a knee."""
+    ts, split = ordered(rng)
+    fitted = fit(ts, split, SMALL, 0)
+    alone = Scoring.of(fitted.run, split.validation).ndcg()
+    right = mixing.fit_ease(mixing.histories(fitted.run)[1], EaseConfig(10.0, 0.2, 0.5))
+    wrong = np.zeros_like(right)
+    wrong[np.arange(60), rng.permutation(60)] = 5.0 * right.max()
+    monkeypatch.setattr(mixing, "_weights", lambda *_: right + wrong)
+    mix = mix_prior(fitted)
+    assert mix.knee < LINEAR
+    assert mix.slope < 1.0
+    assert mix.mixed > alone
+    assert Scoring.of(fitted.run, split.validation).ndcg() == pytest.approx(mix.mixed, abs=1e-3)
 
 
 def test_the_strongest_neighbours_stay(rng, monkeypatch):
