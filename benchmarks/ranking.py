@@ -115,10 +115,10 @@ def measure_all(options: Options, record: Record) -> None:
     kept = kept / "quick" if kept and options.quick else kept  # less data is other data
     jobs = Jobs(options.values.get("processes", 1), kept, options.values.get("device", "cpu"))
     seeds, minutes = (options.values.get("seeds", SEEDS), options.values.get("minutes", MINUTES))
-    if seeds < 1:
-        raise JobsError(f"--seeds is {seeds}: give 1 or more")
     if options.quick:
         seeds, minutes = 1, 0.1
+    if seeds < 1:
+        raise JobsError(f"--seeds is {seeds}: give 1 or more")
     with telling() as tell:
         session, absent = Session(range(seeds), record, tell, jobs), []
         for name in PARTS:

@@ -19,6 +19,7 @@ from ranker.model import CONTEXT_FEATURES, FusionRanker
 from ranker.scorer import Context, Ranker, UserState, context_features
 
 LEAST_EVENTS, LEAST_CANDIDATES = 2, 2  # torch.export takes 0 and 1 for constants
+# Vectors and features are float32, indices and kinds of events int64; ages are float64 seconds before now, oldest event first.
 INPUTS = (
     "history_content_LMK", "history_token_LD", "history_feature_LF", "history_index_L", "event_L", "strength_L", "age_seconds_L",
     "context_X", "device_index", "content_CMK", "token_CD", "bias_C", "index_C", "feature_CF",

@@ -299,8 +299,8 @@ def _refuse_unnamed(table: pa.Table, file: str, spaces: Iterable[EmbeddingSpace]
     named = {f"vec_{space.space_id}" for space in spaces}
     if unnamed := [column for column in table.column_names if column.startswith("vec_") and column not in named]:
         raise TrainingSetError(
-            f"{file} has {', '.join(unnamed)}, which is of no space that meta.json names; the columns of those are: "
-            f"{', '.join(sorted(named)) or 'none'}. Name its space in meta.json's `spaces`, or drop the column"
+            f"{file} has {', '.join(unnamed)}, which is of no space that is read there; the columns of those are: "
+            f"{', '.join(sorted(named)) or 'none'}. Name its space in meta.json's `spaces` (users have words only: the text space), or drop the column"
         )
 
 
@@ -375,7 +375,7 @@ def events_by_user(table: pa.Table, times: Ints) -> dict[str, Events]:
 
 def _read_profiles(table: pa.Table, spaces: Mapping[str, EmbeddingSpace]) -> dict[str, Profile]:
     space = spaces.get("text")
-    _refuse_unnamed(table, "users.parquet", spaces.values())
+    _refuse_unnamed(table, "users.parquet", [space] if space else [])
     if space is None or f"vec_{space.space_id}" not in table.column_names:
         return {}
     vectors, present = vector_column(table, space, "users.parquet")

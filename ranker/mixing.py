@@ -41,8 +41,8 @@ CONTENT_WEIGHTS: Final = (20.0, 50.0, 100.0)
 TOGETHER: Final = " + "
 DECAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
 KNEES: Final = (10.0, 3.0, 1.0)
-PAST: Final = 3  # shares beyond the best that are tried
-SHARES: Final = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0)
+PAST: Final = 3  # shares beyond a knee's best that are tried
+SHARES: Final = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0)
 Floats = NDArray[np.float32]
 Settings = EaseConfig | SvdConfig
 
@@ -51,7 +51,7 @@ Settings = EaseConfig | SvdConfig
 class Mix:
     """What was chosen: the settings of the regression or of the factors, which content is in it (`""`: none), how histories fade, and how much the prior counts.
 
-    `knee` is from where on its scores are bent (`prior.bent`), and `slope` how much of a score is left on average (least squares): retrieval, which cannot bend, counts the prior by so much.
+    `knee` is from where on its scores are bent (`prior.bent`; None: nowhere), and `slope` the line nearest to the bend (least squares): retrieval, which cannot bend, counts the prior by so much.
     `alone` and `mixed` are NDCG on validation, of the prior by itself and of the sum.
     """
 
@@ -61,7 +61,7 @@ class Mix:
     share: float
     alone: float
     mixed: float
-    knee: float = LINEAR
+    knee: float | None = None
     slope: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,23 +89,27 @@ def mix_prior(fitted: Fitted, tell: Callable[[str], None] = lambda _: None) -> M
 
 def _weighed(scoring: Scoring, chosen: Mix, scores_TR: Tensor) -> tuple[Mix, float]:
     """The bend and the share of the prior that are best beside the network, and the scale that the share comes to."""
-    network, spread = list(scoring.scores()), max(float(scores_TR.std(1).mean()), 1e-9)
-    wide = float(torch.cat([score_BR.std(1) for _, score_BR in network]).mean())
+    network, spread = list(scoring.scores()), _spread(scores_TR)
+    network_spread = float(torch.cat([score_BR.std(1) for _, score_BR in network]).mean())
     knees = () if scoring.run.config.history == "set" else KNEES
-    best, best_scale = chosen, 0.0
-    for knee in (LINEAR, *(spreads * spread for spreads in knees)):
-        told_TR = bent(scores_TR, knee)
-        scale = wide / max(float(told_TR.std(1).mean()), 1e-9)
-        slope = float((told_TR * scores_TR).sum() / scores_TR.square().sum().clamp_min(1e-9))
+    best, best_scale = replace(chosen, mixed=scoring.ndcg_of(network)), 0.0
+    for knee in (None, *(spreads * spread for spreads in knees)):
+        bent_TR = scores_TR if knee is None else bent(scores_TR, knee)
+        scale = network_spread / _spread(bent_TR)
+        slope = float((bent_TR * scores_TR).sum() / scores_TR.square().sum().clamp_min(1e-9))
         values: list[float] = []
         for share in SHARES:
-            mixed = ((at, score_BR + share * scale * told_TR[tensor_of(at)]) for at, score_BR in network)
+            mixed = ((at, score_BR + share * scale * bent_TR[tensor_of(at)]) for at, score_BR in network)
             values.append(scoring.ndcg_of(mixed))
             if values[-1] > best.mixed:
                 best, best_scale = replace(chosen, share=share, mixed=values[-1], knee=knee, slope=slope), share * scale
-            if len(values) > PAST and max(values[-PAST:]) < max(values):
+            if knee is not None and len(values) > PAST and max(values[-PAST:]) < max(values):
                 break
     return best, best_scale
+
+
+def _spread(scores_TR: Tensor) -> float:
+    return max(float(scores_TR.std(1).mean()), 1e-9)
 
 
 def _some(run: Run) -> Labels:
@@ -123,7 +127,7 @@ def set_prior(fitted: Fitted, mix: Mix, scale: float) -> None:
     prior = Prior.of(weights, items, len(fitted.vocabulary.items), NEIGHBOURS)
     prior.scale.fill_(scale)
     prior.decay.fill_(mix.decay)
-    prior.knee.fill_(mix.knee)
+    prior.knee.fill_(LINEAR if mix.knee is None else mix.knee)
     prior.item_IR.mul_(mix.slope)
     model.prior, model.shapes = prior, replace(model.shapes, prior=prior.neighbours, prior_rank=prior.rank)
 

@@ -2,7 +2,7 @@
 
 Score = tower + attention + prior. The tower is an inner product of a user side and an item side, so that approximate search over it
 agrees with ranking: what the history was read as, tastes fitted to it, cosines with what the user met, token, popularity. Attention lets
-the candidate read single events of the history. The prior is linear item-to-item regression (`prior`), mixed in late. Content is in the
+the candidate read single events of the history. The prior is item-to-item regression (`prior`), mixed in late. Content is in the
 token and in the cosines, so that items which nobody met yet have their place; what is known of single ids is often dropped in training.
 
 Shapes: N items, B users (or labels), C candidates, L events of a history, M modalities, K directions of a space, S slots of a token, T tags

@@ -1,4 +1,4 @@
-"""The collaborative prior inside the model: linear item-to-item regression, of which each item keeps its strongest neighbours.
+"""The collaborative prior inside the model: item-to-item regression, of which each item keeps its strongest neighbours.
 
 `collaborative` fits the weights; here they are stored sparse, and read from a history that fades. The prior is mixed in after training, with
 weights chosen on validation: it has seen every training label, and a network trained beside it would learn to trust it too much.
@@ -25,7 +25,8 @@ BLOCK: Final = 1_024  # rows at a time: the places of all weights would take twi
 class Prior(nn.Module):
     """Scores by what was met before; silent (None) until weights are set.
 
-    `user_IR` and `item_IR` are the weights' leading singular directions: what retrieval, which needs inner products, sees of the prior.
+    `user_IR` and `item_IR` are the weights' leading singular directions, the items' times the slope of the line nearest to the bend: what retrieval, which
+    needs inner products, sees of the prior.
     """
 
     neighbour_IK: Tensor
@@ -92,10 +93,7 @@ class Prior(nn.Module):
         return bent(torch.cat([torch.zeros(len(found_BI), 1), found_BI[:, 1:]], dim=1), self.knee)
 
     def by_event(self, history: History, index_C: Tensor) -> Tensor:
-        """What each event adds to the scores of some items [B, C, L], without `scale`: over events it sums to `raw`.
-
-        What the bend takes from a score it takes from each event in proportion.
-        """
+        """What each event adds to the scores of some items [B, C, L], without `scale` and before the bend, which leaves each event its share."""
         unique_U, which_C = torch.unique(index_C, return_inverse=True)
         column_I = torch.full((len(self.weight_IK),), len(unique_U))
         column_I[unique_U] = torch.arange(len(unique_U))
@@ -103,9 +101,7 @@ class Prior(nn.Module):
         column_BLK = column_I[_rows(self.neighbour_IK, history.index_BL).long()]
         empty_BLU = torch.zeros(*told_BLK.shape[:2], len(unique_U) + 1)
         found_BLC = empty_BLU.scatter_add(2, column_BLK, told_BLK)[..., which_C] * (index_C > 0)
-        whole_B1C = found_BLC.sum(1, keepdim=True)
-        kept_B1C = torch.where(whole_B1C == 0, 1.0, bent(whole_B1C, self.knee) / whole_B1C)
-        return (kept_B1C * found_BLC).transpose(1, 2)
+        return found_BLC.transpose(1, 2)
 
     def user(self, history: History) -> Tensor:
         """The user side [B, R] of what `item_IR` times `scale` is the item side of."""

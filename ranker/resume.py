@@ -24,7 +24,7 @@ from ranker.data import Labels, Split, TrainingSet
 from ranker.errors import ResumeError
 from ranker.model import FusionRanker
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _MODEL, _MEAN, _BEST, _OPTIMIZER, _RANDOM = "model.", "mean.", "best.", "optimizer.", "random."
 
 

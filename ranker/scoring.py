@@ -7,7 +7,7 @@ One user at a time, with the same numbers, is `scorer`'s work.
 # ruff: noqa: N803, N806
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,7 @@ class Scoring(ABC):
         """Mean NDCG@10 of the labels, or NDCG@20 of the sets."""
         return self.ndcg_of(self.scores())
 
-    def ndcg_of(self, scores: Iterator[tuple[Ints, Tensor]]) -> float:
+    def ndcg_of(self, scores: Iterable[tuple[Ints, Tensor]]) -> float:
         """The same of given scores."""
         return float(np.concatenate([self.gains(at, self._open(score_BR)) for at, score_BR in scores]).mean())
 

@@ -179,7 +179,7 @@ def _recency(histories: Histories, number_SL: Ints, number_S: Ints) -> Tensor:
     before_S = histories.before[number_S]
     last_S = number_SL[np.arange(len(number_S)), np.maximum(before_S - 1, 0)]
     seconds_S = (histories.time_us[number_S] - histories.time_us[last_S]) / SECOND_US
-    return tensor_of(np.where(before_S > 0, seconds_S, np.inf).astype(np.float32))
+    return tensor_of(np.where(before_S > 0, seconds_S, np.inf))
 
 
 def _valid(run: Run, rows_C: Ints, time_S: Ints) -> Tensor | None:

@@ -33,6 +33,7 @@ def test_the_file_scores_as_the_model_does(tmp_path, rng, config):
     ranker = Ranker.load(tiny_checkpoint(tmp_path, config=config))
     ranker.model.prior = Prior.of(rng.normal(size=(20, 20)).astype(np.float32), np.arange(1, 21), 20, 8)
     ranker.model.prior.scale.fill_(1.5)
+    ranker.model.prior.knee.fill_(0.5)
     tokens = ranker.item_tokens(random_items(example_spaces(), IDS, seed=5))
     module = torch.export.load(export(ranker, tmp_path / "ranker.pt2")).module()
     for events, candidates, device in ((2, 2, ""), (6, 21, "phone")):

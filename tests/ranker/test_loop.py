@@ -176,4 +176,5 @@ def test_what_no_loss_trains_is_in_no_score(rng):
         items = model.items(run.inputs)
         history = build_examples(ts, split.validation, model, fitted.vocabulary).history(numbers, items, np.arange(60))
         found = model.score(model.user(history, torch.zeros(len(numbers), 9)), items).score_BC
+    assert history.age_seconds_BL.dtype == torch.float64  # float32 rounds what is long ago
     assert torch.allclose(found, expected, atol=1e-4)

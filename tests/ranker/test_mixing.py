@@ -1,6 +1,7 @@
 """The prior is chosen on validation and weighs what helps."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def test_the_mixture_is_what_was_chosen_and_no_worse_on_validation(rng, make, co
     mix = mix_prior(fitted)
     assert mix.share > 0
     assert mix.mixed > before
-    assert mix.knee == LINEAR or config.history == "order"
+    assert mix.knee is None or config.history == "order"
     assert Scoring.of(fitted.run, split.validation).ndcg() == pytest.approx(mix.mixed, abs=1e-3)
 
 
@@ -56,7 +57,7 @@ def test_a_history_says_the_same_one_user_at_a_time_and_all_at_once(rng):
 
 
 def test_what_each_event_adds_sums_to_the_score(rng):
-    """Also for an item asked for twice; an unknown one gets nothing from any event."""
+    """Before its bend, also for an item asked for twice; an unknown one gets nothing from any event."""
     ts, split = ordered(rng, users=40)
     fitted = fit(ts, split, replace(SMALL, max_epochs=1), 0)
     weights = rng.normal(size=(60, 60)).astype(np.float32)
@@ -70,7 +71,7 @@ def test_what_each_event_adds_sums_to_the_score(rng):
         history = scoring.examples.history(np.arange(len(scoring)), items, np.arange(60))
         by_event, whole = prior.by_event(history, asked), prior.raw(history)[:, asked]
     assert by_event.shape == (len(scoring), 4, history.mask_BL.shape[1])
-    torch.testing.assert_close(by_event.sum(2), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(bent(by_event.sum(2), 0.5), whole, atol=1e-5, rtol=0)
     assert (by_event[:, 1] == 0).all()
 
 
@@ -95,10 +96,24 @@ def test_what_outweighs_the_network_is_bent(rng, monkeypatch):
     wrong[np.arange(60), rng.permutation(60)] = 5.0 * right.max()
     monkeypatch.setattr(mixing, "_weights", lambda *_: right + wrong)
     mix = mix_prior(fitted)
-    assert mix.knee < LINEAR
+    assert mix.knee is not None
     assert mix.slope < 1.0
+    straight = Prior.of(right + wrong, np.arange(1, 61), 60, 60)
+    torch.testing.assert_close(fitted.model.prior.item_IR, mix.slope * straight.item_IR)
     assert mix.mixed > alone
     assert Scoring.of(fitted.run, split.validation).ndcg() == pytest.approx(mix.mixed, abs=1e-3)
+
+
+def test_without_a_knee_every_share_is_tried(rng):
+    """NDCG may fall for small shares of the prior and rise for large ones."""
+    scores = torch.as_tensor(rng.normal(size=(5, 9)).astype(np.float32))
+    values = [0.5, *(0.4 for _ in mixing.SHARES[:-1]), 0.6]
+    scoring = SimpleNamespace(
+        run=SimpleNamespace(config=SET), scores=lambda: iter([(np.arange(5), scores)]), ndcg_of=lambda _: values.pop(0)
+    )
+    mix, _ = mixing._weighed(scoring, mixing.Mix(EaseConfig(), "", 0.0, 0.0, 0.3, -1.0), scores)
+    assert (mix.share, mix.mixed) == (mixing.SHARES[-1], 0.6)
+    assert not values
 
 
 def test_the_strongest_neighbours_stay(rng, monkeypatch):

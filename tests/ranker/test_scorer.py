@@ -225,6 +225,14 @@ def test_only_the_newest_events_are_read(ranker, tokens):
     assert (scored.attention[0, : -ranker.history_length] == 0).all()
 
 
+def test_ages_of_events_are_exact_however_long_ago(ranker, user):
+    """Thirty years and a second are not thirty years: float32 would round to a minute."""
+    later = Context(NOW.now_us + 30 * 365 * 86_400_000_000 + 1_000_000)
+    ages = ranker.history(user, later).age_seconds_BL[0].numpy()
+    known = user.history.timestamps_us[user.history_tokens.known]
+    assert np.array_equal(ages, (later.now_us - known) / 1e6)
+
+
 def test_tokens_can_be_joined_and_indexed(ranker, tokens):
     """Concatenated tokens score as each part did; row -1 is an unknown item."""
     extra = ranker.item_tokens(ItemBatch(["new"]))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ranker.data import TrainingSet
     from ranker.train import TrainResult
 
+MAX_SEED: Final = 2**32 - 1  # numpy takes no larger one
 app = typer.Typer(add_completion=False)
 
 
@@ -34,7 +35,7 @@ def train(
         ),
     ] = "tiny",
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="The same seed on the same machine gives the same model.")
+        int, typer.Option(min=0, max=MAX_SEED, help="The same seed on the same machine gives the same model.")
     ] = 0,
     space: Annotated[
         list[str] | None,
