@@ -121,17 +121,20 @@ def test_a_vector_column_that_no_space_names_is_refused(folder):
     """It would be left out without a word."""
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"spaces": []}))
-    with pytest.raises(
-        TrainingSetError, match=r"items\.parquet has vec_.* of no space that meta\.json names; .*: none\."
-    ):
+    with pytest.raises(TrainingSetError, match=r"items\.parquet has vec_.* of no space that is read there; .*: none\."):
         TrainingSet.load(folder)
 
 
-def test_words_of_users_in_no_named_space_are_refused(folder):
-    """They would be left out without a word too."""
+@pytest.mark.parametrize("of", ["nothing", "image"])
+def test_vectors_of_users_in_no_text_space_are_refused(folder, of):
+    """They would be left out without a word too: of users only words are read."""
+    spaces = {
+        space["modality"]: space["space_id"] for space in json.loads((folder / "meta.json").read_text())["spaces"]
+    }
+    space = spaces.get(of, "txet")
     words = pa.nulls(30, pa.list_(pa.float32()))
-    change(folder, "users", lambda t: t.append_column("vec_txet", words))
-    with pytest.raises(TrainingSetError, match=r"users\.parquet has vec_txet, which is of no space"):
+    change(folder, "users", lambda t: t.append_column(f"vec_{space}", words))
+    with pytest.raises(TrainingSetError, match=rf"users\.parquet has vec_{space}, which is of no space"):
         TrainingSet.load(folder)
 
 
