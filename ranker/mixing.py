@@ -27,6 +27,7 @@ from ranker.loop import Fitted
 from ranker.prior import LINEAR, Prior, bent
 from ranker.run import Run
 from ranker.scoring import Scoring
+from ranker.torch_state import give_back
 
 LARGE: Final = 5_000  # items from which on a fit takes minutes, and one setting has to do
 MOST: Final = MAX_EASE_ITEMS  # a larger catalogue goes without a prior
@@ -83,6 +84,7 @@ def mix_prior(fitted: Fitted, tell: Callable[[str], None] = lambda _: None) -> M
         set_prior(fitted, chosen, 1.0)
         return replace(chosen, share=1.0, mixed=chosen.alone)
     mix, scale = _weighed(scoring, chosen, tensor_of(scores_TR))
+    del scores_TR
     set_prior(fitted, mix, scale)
     return mix
 
@@ -196,6 +198,7 @@ def _weights(run: Run, config: Settings, source: str) -> Floats:
         weights = factors @ factors.T
         np.fill_diagonal(weights, 0.0)
         return weights
+    give_back()  # matrices of items x items are to lie where training lay
     return fit_ease(histories(run)[1], config, _content(run, source) if source else None)
 
 
