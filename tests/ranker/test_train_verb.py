@@ -56,8 +56,8 @@ def test_a_folder_of_the_homes_own_spaces_is_exported_and_promoted(home, shop):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--data", "hand", "--seed", "-1"], 2, "not in the range"),
-        (["--data", "hand", "--seed", str(2**32)], 2, "not in the range"),
+        (["--data", "hand", "--seed", "-1"], 2, "Invalid value for '--seed'"),
+        (["--data", "hand", "--seed", str(2**32)], 2, "Invalid value for '--seed'"),
         (["--data", "hand/items.parquet"], 2, "is a file"),
         (["--data", "hand", "--space", "text_x"], 2, "names its spaces itself"),
         (["--data", "nowhere"], 1, "nowhere is gone or incomplete (meta.json is missing)"),
