@@ -78,5 +78,6 @@ def _inside(home: Home) -> Iterator[None]:
     finally:
         os.chdir(folder)
         sys.path[:] = path
-        os.environ.clear()
-        os.environ.update(before)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)  # never empty: other threads look for their Milvus there

@@ -1,3 +1,4 @@
+import os
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +20,7 @@ from feature_store.errors import (
     StoreUnavailable,
     TableError,
 )
-from feature_store.home import Home
+from feature_store.home import FEAST_YAML_VARIABLE, Home
 from feature_store.lease import Leases
 from feature_store.milvus_schema import REBUILD_VARIABLE, ViewSchema
 from feature_store.parts import list_parts
@@ -323,6 +324,20 @@ def test_readers_are_served_while_a_view_is_loaded(tables, feast_cli, unit_vecto
         reader.get_online_features([f"{VIEW}:vector"], [{"item_id": "i0"}]).to_dict()["vector"][0]
         == vectors[-1].tolist()
     )
+
+
+def test_readers_in_other_threads_never_lose_their_milvus(tables, feast_cli, monkeypatch):
+    """The environment is put back name by name: the address of the server is never out of it."""
+    removed, remove = [], type(os.environ).__delitem__
+
+    def noted(environ, name):
+        removed.append(name)
+        remove(environ, name)
+
+    monkeypatch.setattr(type(os.environ), "__delitem__", noted)
+    feast_cli.materialize(tables.home, views=[VIEW])
+    assert "TRIPTYCH_MILVUS_URI" not in removed
+    assert FEAST_YAML_VARIABLE in removed
 
 
 def test_without_milvus_the_error_says_what_to_run(tables, feast_cli, monkeypatch):
