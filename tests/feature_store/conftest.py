@@ -47,7 +47,7 @@ def standalone_uri(tmp_path_factory):
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item):
+def pytest_runtest_teardown(nextitem):
     """Stop the server with this folder's last test: idle, it takes half a core from all tests that come after."""
-    if item is next(one for one in reversed(item.session.items) if HERE in one.path.parents):
+    if nextitem is None or HERE not in nextitem.path.parents:
         SERVERS.close()

@@ -4,7 +4,6 @@ import json
 import signal
 import sqlite3
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
@@ -24,7 +23,7 @@ from serving.errors import DeadlineExceeded, Overloaded, ServingError
 from serving.server import RANKING, Server
 from serving.settings import ServeSettings
 from serving.workers import Worker
-from tests.serving.world import ITEMS, Running, annex, new_client, reasons, running, until
+from tests.serving.world import ITEMS, Running, annex, metric, new_client, reasons, running, until
 from triptych.client import Client, ClientError, make_event
 from triptych.verbs import serve
 
@@ -93,7 +92,7 @@ def test_sigterm_answers_what_is_under_way_and_ends_well(killed, restarted):
     assert json.loads(serve_file.read_text())["address"] == restarted.address
     caller = threading.Thread(target=call)
     caller.start()
-    time.sleep(0.3)
+    until(lambda: metric(restarted.metrics_address, "triptych_embed_bytes_in_flight") > 0, every=0.005)
     assert restarted.end(signal.SIGTERM) == 0
     caller.join(30)
     assert told

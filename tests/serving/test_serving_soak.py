@@ -3,7 +3,6 @@ import os
 import random
 import statistics
 import time
-import urllib.request
 from collections import Counter
 
 import grpc
@@ -15,7 +14,7 @@ from feature_store.home import Home
 from protos.triptych.v1 import embedding_pb2, embedding_pb2_grpc
 from serving.server import EMBEDDING
 from tests.serving.live import WORDS, tiny_bert, tiny_clip
-from tests.serving.world import new_client, png, running, until
+from tests.serving.world import metric, new_client, png, running, until
 
 SOAK_VARIABLE = "TRIPTYCH_SOAK_SECONDS"
 SHORT_SECONDS = 6.0
@@ -135,13 +134,6 @@ class Load:
 def memory_bytes(address: str) -> float:
     """The server's resident memory, as its metrics tell it."""
     return metric(address, "process_resident_memory_bytes")
-
-
-def metric(address: str, name: str) -> float:
-    """One unlabelled or summed metric."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
-        lines = reply.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 async def soak(

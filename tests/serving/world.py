@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import wave
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -220,6 +221,13 @@ def until(holds, seconds: float = 15.0, every: float = 0.1):
             return value
         time.sleep(every)
     raise AssertionError(f"did not happen within {seconds} s")
+
+
+def metric(address: str, name: str) -> float:
+    """One unlabelled or summed metric."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
 def reasons(reply) -> set[str]:

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from stores import (
     DIM,
@@ -149,6 +149,7 @@ def test_rows_older_than_the_ttl_are_missing(store):
 
 
 @given(seconds=st.integers(0, 4_000_000_000), microseconds=st.integers(0, 999_999))
+@example(seconds=8_192, microseconds=610)
 @few_examples
 def test_event_times_come_back_to_the_microsecond(store, seconds, microseconds):
     """From 1970 into the next century, in UTC or without a zone, which means UTC; a TTL of zero never ends."""
