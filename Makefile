@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes of tests, a file is one's; in the order of the folders, so that servers which a folder shares end with it.
+SHARED_OUT := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo example-movielens test test-long lint format protos bench clean
@@ -25,7 +27,7 @@ example-movielens: setup ## The same on real films, posters and ratings, in the 
 	@$(BIN)/python -m examples.movielens_run --out examples/out/movielens $(EXAMPLE)
 
 test: setup ## Run the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" $(SHARED_OUT)
 
 test-long: setup ## Run the long tests too: the whole demo, soaks, kill series
 	$(BIN)/python -m pytest

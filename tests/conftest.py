@@ -19,6 +19,7 @@ OTHERS = ("TRIPTYCH_ENCODERS", "TRIPTYCH_LEDGER_URL", "TRIPTYCH_REBUILD", "PROME
 # Matrices of tests are small: two threads mostly wait for each other, and on a busy machine for long. Before torch is imported; processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 SEED = int(os.environ.get(SEED_VARIABLE) or secrets.randbelow(2**31))
+os.environ[SEED_VARIABLE] = str(SEED)  # the processes that share the tests out have one seed
 
 
 def pytest_report_header():
